@@ -1,6 +1,36 @@
-"""Tokenizers of the model families."""
+"""Tokenizers of the model families.
 
+Names are imported on first use: Transformers takes over a second to import, and nobody who only wants CPM's
+tokenizers should wait for it.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from .protocol import Tokenizer
+
+if TYPE_CHECKING:
+    from .pretrained import BertTokenizer, GPT2Tokenizer, GPTjTokenizer, T5Tokenizer
 
 __version__ = version("mc-tokenizers")
-__all__ = ["__version__"]
+__all__ = ["BertTokenizer", "GPT2Tokenizer", "GPTjTokenizer", "T5Tokenizer", "Tokenizer", "__version__"]
+
+_HOMES = {
+    "BertTokenizer": ".pretrained",
+    "GPT2Tokenizer": ".pretrained",
+    "GPTjTokenizer": ".pretrained",
+    "T5Tokenizer": ".pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

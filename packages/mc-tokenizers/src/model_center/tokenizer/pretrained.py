@@ -1,0 +1,203 @@
+"""BERT's, GPT-2's, GPT-J's and T5's tokenizers: thin names over Transformers' fast tokenizers.
+
+What is added to Transformers' classes: the identifiers of the documentation, the protocol ``Tokenizer``, and errors
+where Transformers would quietly build a tokenizer that knows no words.
+"""
+
+import hashlib
+import os
+import re
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import transformers
+
+from .resolve import Layout, describe_layouts, local_path
+from .vocabulary import check_merges, check_sentencepiece_model, read_json, read_vocabulary, require_tokens
+
+
+class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[misc]  # untyped library
+    """What the four classes add to Transformers' own."""
+
+    layouts: ClassVar[tuple[Layout, ...]]
+    backend_model: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *init_inputs: Any,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | Path | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a tokenizer from a directory, a vocabulary file or the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: A local directory with Hugging Face's layout (``tokenizer.json``) or with
+                the plain vocabulary files, a documented identifier such as ``"bert-base-uncased"``, or the
+                ``organisation/name`` of a hub repository.
+            *init_inputs: Passed on to the Transformers class.
+            revision: Branch, tag or commit of the hub repository.
+            local_files_only: Only use local files and the hub's cache.
+            cache_dir: Where downloads are kept, instead of the hub's usual cache.
+            **options: Passed on to the Transformers class, e.g. ``do_lower_case``, ``pad_token``.
+
+        Raises:
+            ValueError: The files are missing, or are not what this class reads.
+        """
+        path = local_path(
+            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+        )
+        files = cls._files(path)
+        options = cls._options(files, options)
+        try:
+            tokenizer: Self = super().from_pretrained(str(path), *init_inputs, local_files_only=True, **options)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            names = " and ".join(str(file) for file in files)
+            raise ValueError(f"{names}: Transformers could not build a {cls.__name__} of it: {error}") from error
+        found = type(tokenizer.backend_tokenizer.model).__name__
+        if found != cls.backend_model:
+            raise ValueError(
+                f"{files[0]} holds a {found} tokenizer, but {cls.__name__} needs {cls.backend_model}. Load it with "
+                "the class it was made with (`load_tokenizer` finds that)"
+            )
+        tokenizer.name_or_path = os.fspath(pretrained_model_name_or_path)
+        tokenizer._complete()
+        return tokenizer
+
+    @classmethod
+    def _files(cls, path: Path) -> list[Path]:
+        """The files of the first complete layout at ``path``."""
+        if path.is_file():
+            single = [layout[0] for layout in cls.layouts if len(layout) == 1]
+            if any(path.suffix == Path(name).suffix for name in single):
+                return [path]
+            path = path.parent
+        for layout in cls.layouts:
+            files = [path / name for name in layout]
+            if all(file.is_file() for file in files):
+                return files
+        present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
+        raise ValueError(
+            f"{path} holds no vocabulary for {cls.__name__}: looked for {describe_layouts(cls.layouts)}; "
+            f"found {present}"
+        )
+
+    @classmethod
+    @abstractmethod
+    def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+        """Check the files, and add to the given options those that the files call for."""
+
+    def _complete(self) -> None:
+        """Add what the files leave open."""
+
+    @property
+    def name(self) -> str:
+        """Last part of the directory or identifier it was loaded from, or the class's name."""
+        return Path(self.name_or_path).name or type(self).__name__
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal hash of everything that decides ids (see `Tokenizer`)."""
+        # What precedes the added tokens is the truncation and padding of the last call.
+        _, _, content = self.backend_tokenizer.to_str().partition('"added_tokens":')
+        identity = f"{self.eod_id} {self.pad_id} {self.split_special_tokens} {content}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def eod_id(self) -> int:
+        """Id that ends a document."""
+        return self._required_id("eos_token")
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills a batch up to one length."""
+        return self._required_id("pad_token")
+
+    def _required_id(self, token: str) -> int:
+        token_id = getattr(self, f"{token}_id")
+        if not isinstance(token_id, int):
+            raise ValueError(f"{self.name} has no `{token}`: set it to a token of the vocabulary")
+        return token_id
+
+
+class BertTokenizer(_ModelCenterTokenizer, transformers.BertTokenizer):  # type: ignore[misc]  # untyped library
+    """BERT's WordPiece tokenizer (section 1.6.3): Transformers' ``BertTokenizer``.
+
+    A vocabulary that holds upper-case words is read as a cased one unless ``do_lower_case`` says otherwise, so that a
+    plain directory of ``bert-base-cased`` works. ``eod_id`` is the id of ``[SEP]``.
+    """
+
+    layouts = (("tokenizer.json",), ("vocab.txt",))
+    backend_model = "WordPiece"
+
+    @classmethod
+    def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+        file = files[0]
+        config = file.parent / "tokenizer_config.json"
+        if file.suffix == ".json":
+            normalizer = read_json(file).get("normalizer") or {}
+            lower_case = bool(normalizer.get("lowercase", True))
+        else:
+            words = read_vocabulary(file)
+            names = {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+            expected = {f"{name}_token": str(options.get(f"{name}_token", token)) for name, token in names.items()}
+            require_tokens(file, words, expected)
+            lower_case = not any(re.fullmatch("[A-Z][a-z]+", word) for word in words)
+        stated = read_json(config) if config.is_file() else {}
+        return options if "do_lower_case" in stated else {"do_lower_case": lower_case, **options}
+
+    @property
+    def eod_id(self) -> int:
+        """Id of ``[SEP]``, which ends each of BERT's segments."""
+        return self._required_id("sep_token")
+
+
+class GPT2Tokenizer(_ModelCenterTokenizer, transformers.GPT2Tokenizer):  # type: ignore[misc]  # untyped library
+    """GPT-2's byte-level BPE tokenizer (section 1.7.3): Transformers' ``GPT2Tokenizer``.
+
+    GPT-2's vocabulary has no padding token. One is added behind it (id 50257 for the published vocabulary), which is
+    the padding id of the GPT-2 model of `model_center.model`.
+    """
+
+    layouts = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    backend_model = "BPE"
+
+    @classmethod
+    def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+        if len(files) == 2:
+            check_merges(files[1])
+        return options
+
+    def _complete(self) -> None:
+        if self.pad_token is None:
+            self.add_special_tokens({"pad_token": "<|padding|>"})
+
+
+class GPTjTokenizer(GPT2Tokenizer):
+    """GPT-J's tokenizer (section 1.8.3): GPT-2's with 143 additional tokens; it pads with ``<|endoftext|>``."""
+
+    def _complete(self) -> None:
+        if self.pad_token is None:
+            self.add_special_tokens({"pad_token": self.eos_token})
+
+
+class T5Tokenizer(_ModelCenterTokenizer, transformers.T5Tokenizer):  # type: ignore[misc]  # untyped library
+    """T5's (and mT5's) sentencepiece tokenizer (section 1.9.3): Transformers' ``T5Tokenizer``."""
+
+    layouts = (("tokenizer.json",), ("spiece.model",))
+    backend_model = "Unigram"
+
+    # Transformers reads a sentencepiece file with the class's own constructor only where the class defines one.
+    def __init__(self, *inputs: Any, **options: Any) -> None:
+        super().__init__(*inputs, **options)
+
+    @classmethod
+    def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
+        if files[0].suffix != ".json":
+            check_sentencepiece_model(files[0])
+        # Transformers suspects every vocabulary over 100,000 entries of a fault that Mistral's had, and warns.
+        return {"fix_mistral_regex": False, **options}
