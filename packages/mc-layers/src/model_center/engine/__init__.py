@@ -1,6 +1,47 @@
-"""The engine seam: everything distributed goes through here, under BMTrain's names."""
+"""The engine seam: everything distributed goes through here, under BMTrain's names.
+
+`from model_center import engine as bmt` is all that a script written for BMTrain changes to run on plain PyTorch.
+"""
 
 from importlib.metadata import version
 
+from model_center.engine import distributed
+from model_center.engine.base import Engine
+from model_center.engine.blocks import CheckpointBlock, TransformerBlockList
+from model_center.engine.current import current_engine, init_distributed, use_engine
+from model_center.engine.dtype import HALF
+from model_center.engine.initializer import Constant, Initializer, Normal
+from model_center.engine.process import (
+    gather_result,
+    init_parameters,
+    print_rank,
+    rank,
+    sum_loss,
+    synchronize,
+    world_size,
+)
+from model_center.engine.torch_engine import TorchEngine
+
 __version__ = version("mc-layers")
-__all__ = ["__version__"]
+__all__ = [
+    "HALF",
+    "CheckpointBlock",
+    "Constant",
+    "Engine",
+    "Initializer",
+    "Normal",
+    "TorchEngine",
+    "TransformerBlockList",
+    "__version__",
+    "current_engine",
+    "distributed",
+    "gather_result",
+    "init_distributed",
+    "init_parameters",
+    "print_rank",
+    "rank",
+    "sum_loss",
+    "synchronize",
+    "use_engine",
+    "world_size",
+]

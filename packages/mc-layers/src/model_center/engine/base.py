@@ -1,0 +1,149 @@
+"""The engine seam: what layers, models and training code ask of whatever runs them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+import torch
+
+from model_center.engine.dtype import is_half
+from model_center.engine.initializer import Initializer
+
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+ReduceOp = Literal["sum", "avg", "max", "min", "prod"]
+
+
+class Engine(ABC):
+    """Runs modules on one or many devices.
+
+    The seam acts at construction: a layer asks the current engine which class to allocate (`module_class`) and for each
+    parameter (`parameter`), a model passes its blocks through `checkpoint_block` and `block_list`. After that a module
+    behaves as an ordinary `torch.nn.Module` for its caller. A second engine provides every abstract method below; the
+    optimizers, schedules and losses of this package work on the parameters and gradients that a process holds, whole or
+    sharded, and need nothing else from it.
+
+    Attributes:
+        name: Short name for messages and reports.
+        device: Where this process keeps parameters and expects inputs.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        use_checkpoint: Whether blocks recompute their activations in backward.
+        gradient_divisor: What a loss is divided by so that the gradients of all processes average: 1 where the engine
+            itself averages them, `world_size` where it sums them.
+    """
+
+    name: str
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    use_checkpoint: bool = False
+    gradient_divisor: float = 1
+
+    @property
+    def half_dtype(self) -> torch.dtype:
+        """What `HALF` stands for: float16 on CUDA, float32 elsewhere."""
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+    def resolve_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The real data type that `dtype` asks for.
+
+        Args:
+            dtype: A floating-point data type, or `HALF` for the engine's half type.
+
+        Raises:
+            ValueError: If `dtype` is anything else.
+        """
+        if is_half(dtype):
+            return self.half_dtype
+        if not getattr(dtype, "is_floating_point", False):
+            raise ValueError(f"`dtype` must be a floating-point torch.dtype such as torch.bfloat16, but is {dtype!r}")
+        return dtype
+
+    # Construction
+
+    @abstractmethod
+    def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
+        """The class to allocate when a layer of class `cls` is constructed.
+
+        Either `cls` itself or a cached subclass of the same name that mixes the engine's behaviour in. Asked with a
+        class it has returned before (as copying a module does), it must return that class unchanged.
+        """
+
+    @abstractmethod
+    def parameter(self, *shape: int, dtype: torch.dtype, init: Initializer) -> torch.nn.Parameter:
+        """A new parameter on `device`.
+
+        Args:
+            *shape: Size of each dimension of the whole parameter.
+            dtype: Its data type, or `HALF`.
+            init: What fills it. The engine remembers it for `init_parameters`.
+        """
+
+    @abstractmethod
+    def init_parameters(self, module: torch.nn.Module) -> None:
+        """Fills all parameters of `module` that came from `parameter` again, as their initialisers say."""
+
+    @abstractmethod
+    def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Prepares one block of a model: the unit of recomputation and, with several processes, of sharding.
+
+        The result is called as `module` is, with positional arguments only; parameter names, attributes and buffers are
+        reached through it as through `module`. A block that is already prepared comes back unchanged.
+        """
+
+    def block_list(self, blocks: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+        """Prepares blocks that run one after another, so that an engine may link them (to prefetch, for instance)."""
+        return [self.checkpoint_block(block) for block in blocks]
+
+    # Communication. With one process each of these is the identity.
+
+    @abstractmethod
+    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> torch.Tensor:
+        """`tensor` (any shape) reduced over all processes by `op`."""
+
+    @abstractmethod
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors (...) of all processes as (world_size, ...)."""
+
+    @abstractmethod
+    def broadcast(self, tensor: torch.Tensor, root: int) -> torch.Tensor:
+        """The tensor (any shape) of process `root`."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Waits until all processes are here and the work they have given to their devices is done."""
+
+    # Training
+
+    @abstractmethod
+    def total_norm(self, gradients: Sequence[torch.Tensor], norm_type: float) -> torch.Tensor:
+        """Norm of the gradients of all processes, seen as one vector; float32 scalar, computed without overflow."""
+
+    @abstractmethod
+    def before_update(self) -> None:
+        """Called before gradients are read for clipping or for a step; an engine may have reductions to wait for."""
+
+    @abstractmethod
+    def after_update(self) -> None:
+        """Called after optimizers changed parameters; an engine may have to order later gathers behind that."""
+
+    # Checkpoints
+
+    @abstractmethod
+    def state_shapes(self, module: torch.nn.Module) -> dict[str, torch.Size]:
+        """Names and whole shapes of what `state_dict` returns, without gathering anything."""
+
+    @abstractmethod
+    def state_dict(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Whole parameters and buffers by plain name, on the CPU, complete on rank 0 (others may return less)."""
+
+    @abstractmethod
+    def load_state_dict(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Copies whole tensors into the parameters and buffers of the same names, converting their data type.
+
+        The names and shapes of `state` have been checked against `state_shapes`; absent names keep their values.
+        """
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Ends communication. The engine is not used afterwards."""

@@ -1,0 +1,127 @@
+"""Plain PyTorch: one process on one device."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+
+from model_center.engine.base import Engine, ModuleT, ReduceOp
+from model_center.engine.initializer import Initializer
+from model_center.engine.recompute import as_checkpoint_block
+
+
+class InitializedParameter(torch.nn.Parameter):
+    """A parameter that remembers its initialiser, also when it is copied."""
+
+    initializer: Initializer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "InitializedParameter":
+        copied: InitializedParameter = super().__deepcopy__(memo)  # type: ignore[no-untyped-call]
+        copied.initializer = self.initializer
+        return copied
+
+
+class TorchEngine(Engine):
+    """Plain PyTorch in one process, on the CPU or on one GPU.
+
+    Every collective is the identity, so callers need no case for a single process.
+
+    Args:
+        device: Where to run; by default the CUDA device of number `LOCAL_RANK` (or 0) if there is CUDA, else the CPU.
+        use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only.
+
+    Raises:
+        ValueError: If the process was launched as one of several (`WORLD_SIZE` above 1).
+    """
+
+    name = "torch"
+
+    def __init__(self, device: torch.device | None = None, use_checkpoint: bool | None = None) -> None:
+        world_size = os.environ.get("WORLD_SIZE", "1")
+        if world_size != "1":
+            raise ValueError(
+                f"`WORLD_SIZE` must be 1, but is {world_size}: this engine trains in one process, and several would "
+                "each train a copy of their own. Start the script with `python`, without torchrun, or unset WORLD_SIZE."
+            )
+        self.device = _default_device() if device is None else device
+        self.use_checkpoint = self.device.type == "cuda" if use_checkpoint is None else use_checkpoint
+
+    def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
+        """`cls` itself."""
+        return cls
+
+    def parameter(self, *shape: int, dtype: torch.dtype, init: Initializer) -> torch.nn.Parameter:
+        """A new parameter on `device`, filled at once from torch's global random generator."""
+        parameter = InitializedParameter(torch.empty(*shape, dtype=self.resolve_dtype(dtype), device=self.device))
+        parameter.initializer = init
+        init(parameter)
+        return parameter
+
+    def init_parameters(self, module: torch.nn.Module) -> None:
+        """Fills all parameters of `module` that came from `parameter` again."""
+        for parameter in module.parameters():
+            if isinstance(parameter, InitializedParameter):
+                parameter.initializer(parameter)
+
+    def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
+        """`module` itself, which from now on recomputes its activations in backward if `use_checkpoint` says so."""
+        return as_checkpoint_block(module, self.use_checkpoint)
+
+    def all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> torch.Tensor:  # noqa: ARG002
+        """`tensor` itself."""
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` (...) as (1, ...)."""
+        return tensor.unsqueeze(0)
+
+    def broadcast(self, tensor: torch.Tensor, root: int) -> torch.Tensor:  # noqa: ARG002
+        """`tensor` itself."""
+        return tensor
+
+    def synchronize(self) -> None:
+        """Waits for the GPU, if this process has one."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def total_norm(self, gradients: Sequence[torch.Tensor], norm_type: float) -> torch.Tensor:
+        """Norm of all gradients as one vector; a handful of kernels, no wait for the device."""
+        half = [gradient for gradient in gradients if gradient.dtype in (torch.float16, torch.bfloat16)]
+        full = [gradient for gradient in gradients if gradient.dtype not in (torch.float16, torch.bfloat16)]
+        # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
+        norms = [
+            *(torch._foreach_norm(half, norm_type, dtype=torch.float32) if half else ()),
+            *(torch._foreach_norm(full, norm_type) if full else ()),
+        ]
+        if not norms:
+            return torch.zeros((), device=self.device)
+        stacked = torch.stack([norm.to(self.device, torch.float32) for norm in norms])
+        return cast(torch.Tensor, torch.linalg.vector_norm(stacked, norm_type))
+
+    def before_update(self) -> None:
+        """Nothing to wait for: backward runs on the same stream."""
+
+    def after_update(self) -> None:
+        """Nothing to order."""
+
+    def state_shapes(self, module: torch.nn.Module) -> dict[str, torch.Size]:
+        """Names and shapes of the parameters and persistent buffers."""
+        return {name: tensor.shape for name, tensor in module.state_dict().items()}
+
+    def state_dict(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Parameters and persistent buffers on the CPU (not copied where they are there already)."""
+        return {name: tensor.cpu() for name, tensor in module.state_dict().items()}
+
+    def load_state_dict(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+        """Copies `state` into parameters and buffers of the same names."""
+        module.load_state_dict(state, strict=False)
+
+    def shutdown(self) -> None:
+        """Nothing to end: one process communicates with nobody."""
+
+
+def _default_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
