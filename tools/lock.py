@@ -22,7 +22,7 @@ from difflib import unified_diff
 from pathlib import Path
 
 from lockfile import LockError, differences, is_stripped, parse, strip, without_new_files
-from workspace_uv import find_uv, local_index
+from workspace_uv import find_uv, local_index, registry_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 UPDATE = "run 'python3 tools/run.py python tools/lock.py update'"
@@ -42,7 +42,7 @@ def uv_lock(root: Path, *arguments: str) -> None:
     if uv is None:
         raise LockError("needs uv: run 'python3 tools/run.py python tools/lock.py ...'")
     local = {"UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS", "UV_FROZEN", "UV_LOCKED"}
-    environment = {name: value for name, value in os.environ.items() if name not in local}
+    environment = {name: value for name, value in os.environ.items() if name not in local} | registry_environment()
     done = subprocess.run([uv, "lock", "--no-progress", *arguments], cwd=root, env=environment, check=False)
     if done.returncode:
         raise LockError(f"'uv lock' failed with exit status {done.returncode}")

@@ -84,8 +84,11 @@ def prepare(root: Path) -> Path:
 
 def main() -> None:
     """Replaces this process by the command."""
-    if len(sys.argv) < 2 or sys.argv[1] in {"-h", "--help"}:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
+    if sys.argv[1] in {"-h", "--help"}:
+        print(__doc__)
+        return
     try:
         commands = prepare(ROOT)
     except (SetupError, LockError) as error:

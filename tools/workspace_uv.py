@@ -13,6 +13,7 @@ import sysconfig
 import tempfile
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,18 +38,23 @@ def version_of(uv: Path) -> tuple[int, ...]:
     return tuple(map(int, numbers.groups())) if numbers else ()
 
 
+def locked_uv(root: Path) -> tuple[str, list[str]]:
+    """The version of uv that uv.lock names, and the hashes of its wheels."""
+    with (root / "uv.lock").open("rb") as file:
+        package = next(package for package in tomllib.load(file)["package"] if package["name"] == "uv")
+    return package["version"], [wheel["hash"] for wheel in package["wheels"]]
+
+
 def find_uv(root: Path) -> Path | None:
-    """The uv of the running environment, of the checkout, or on the PATH, whichever is first recent enough."""
+    """A uv of the checkout, the environment or the PATH: the locked version if it is there, else a recent one."""
     with (root / "pyproject.toml").open("rb") as file:
         required = tomllib.load(file)["tool"]["uv"]["required-version"]
     least = tuple(map(int, required.removeprefix(">=").split(".")))
-    on_path = shutil.which("uv")
-    candidates = [
-        Path(sys.executable).parent / "uv",
-        root / ".uv" / "bin" / "uv",
-        *([Path(on_path)] if on_path else []),
-    ]
-    return next((uv for uv in candidates if uv.is_file() and version_of(uv) >= least), None)
+    locked = tuple(map(int, locked_uv(root)[0].split(".")))
+    candidates = [root / ".uv" / "bin" / "uv", Path(sys.executable).parent / "uv", Path(shutil.which("uv") or "uv")]
+    versions = {uv: version_of(uv) for uv in candidates if uv.is_file()}
+    recent = [uv for uv, version in versions.items() if version >= least]
+    return next((uv for uv in recent if versions[uv] == locked), recent[0] if recent else None)
 
 
 def install_uv(root: Path) -> Path:
@@ -57,20 +63,26 @@ def install_uv(root: Path) -> Path:
     Raises:
         SetupError: This Python has no pip, or pip failed.
     """
-    with (root / "uv.lock").open("rb") as file:
-        locked = next(package for package in tomllib.load(file)["package"] if package["name"] == "uv")
-    hashes = " ".join(f"--hash={wheel['hash']}" for wheel in locked["wheels"])
+    version, hashes = locked_uv(root)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+    ]
+    environment = os.environ | {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0"}
     with tempfile.TemporaryDirectory() as folder:
         requirements = Path(folder) / "requirements.txt"
-        requirements.write_text(f"uv=={locked['version']} {hashes}\n")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-        where = ["--upgrade", "--target", str(root / ".uv"), "--requirement", str(requirements)]
-        done = subprocess.run([*pip, *where], check=False)
+        requirements.write_text(f"uv=={version} {' '.join(f'--hash={digest}' for digest in hashes)}\n")
+        what = ["--upgrade", "--target", str(root / ".uv"), "--requirement", str(requirements)]
+        done = subprocess.run([*pip, *what], env=environment, check=False)
     uv = root / ".uv" / "bin" / "uv"
     if done.returncode or not uv.is_file():
         raise SetupError(
-            f"'{sys.executable} -m pip' could not install uv {locked['version']} (see above): "
-            "mend that, or put a uv on the PATH"
+            f"'{sys.executable} -m pip' could not install uv {version} (see above): mend that, or put a uv on the PATH"
         )
     return uv
 
@@ -126,6 +138,7 @@ def local_index(directory: Path, lock: str, into: Path) -> str:
     return into.resolve().as_uri() if pages else ""
 
 
+@cache
 def pip_settings() -> dict[str, str]:
     """What this machine's pip is told by its configuration files and by PIP_* variables; empty without pip."""
     # An environment made by uv has no pip of its own, the Python below it has.
@@ -146,26 +159,31 @@ def parse_pip_settings(listed: str) -> dict[str, str]:
     return found.get("global", {}) | found.get("install", {}) | found.get(":env:", {})
 
 
-def uv_environment(root: Path) -> dict[str, str]:
-    """The variables that let uv see what pip sees: its index, its certificates, and a local build of torch.
-
-    A local build (for the CPU, say) counts only if it is of the locked version and for the running Python. Variables
-    that are set already stay as they are.
-    """
+def registry_environment() -> dict[str, str]:
+    """The variables that let uv see pip's index and certificates; those that are set already are left out."""
     settings = pip_settings()
     wanted = {"UV_PYTHON_DOWNLOADS": "never"}
     if "index-url" in settings:
         wanted["UV_DEFAULT_INDEX"] = settings["index-url"]
     if "cert" in settings:
         wanted["SSL_CERT_FILE"] = settings["cert"]
-    if "SSL_CERT_FILE" in wanted.keys() | os.environ.keys() or "SSL_CERT_DIR" in os.environ:
+    if not {"SSL_CERT_FILE", "SSL_CERT_DIR"}.isdisjoint(wanted.keys() | os.environ.keys()):
         wanted["UV_SYSTEM_CERTS"] = "1"
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def uv_environment(root: Path) -> dict[str, str]:
+    """Those of `registry_environment`, and one that offers a local build of torch from pip's folders of wheels.
+
+    A local build (for the CPU, say) counts only if it is of the locked version and for the running Python.
+    """
+    environment = registry_environment()
+    folders = [Path(entry.removeprefix("file://")) for entry in pip_settings().get("find-links", "").split()]
     lock = (root / "uv.lock").read_text()
-    folders = [Path(entry.removeprefix("file://")) for entry in settings.get("find-links", "").split()]
     indexes = [
         local_index(folder, lock, root / ".uv" / "index" / str(number))
         for number, folder in enumerate(folder for folder in folders if folder.is_dir())
     ]
-    if any(indexes):
-        wanted["UV_INDEX"] = " ".join(index for index in indexes if index)
-    return {name: value for name, value in wanted.items() if name not in os.environ}
+    if any(indexes) and "UV_INDEX" not in os.environ:
+        environment["UV_INDEX"] = " ".join(index for index in indexes if index)
+    return environment

@@ -1,6 +1,7 @@
 """The lock file without addresses: what is stripped, what counts as a difference, what is refused."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from lock import check, clean, main, update, verify
 from lockfile import LockError, differences, is_stripped, parse, strip, without_new_files
-from workspace_uv import find_uv, local_index
+from workspace_uv import find_uv, local_index, registry_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B, C, D, E, NEW = (f"sha256:{digit * 64}" for digit in "abcdef")
@@ -305,7 +306,7 @@ def test_update_writes_what_check_accepts_and_uv_completes(tmp_path: Path) -> No
 
     uv = find_uv(ROOT)
     assert uv is not None
-    subprocess.run([uv, "lock", "-q"], cwd=tmp_path, check=True)
+    subprocess.run([uv, "lock", "-q"], cwd=tmp_path, env=os.environ | registry_environment(), check=True)
     assert not is_stripped(lock.read_text())
     verify(tmp_path)
     subprocess.run(["git", "add", "-A"], cwd=tmp_path, check=True)
