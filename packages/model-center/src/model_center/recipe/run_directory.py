@@ -1,0 +1,181 @@
+"""The directory a run writes: what lies where, its status, and how parts of it are replaced without a gap.
+
+    config.yaml        the resolved configuration, to be fed back
+    status.json        running, interrupted, failed or finished; "finished" is the last thing a run writes
+    metrics.jsonl      one JSON object a line for every training step and every evaluation
+    tensorboard/       the same as TensorBoard events
+    plot.png           loss and accuracy over the steps
+    checkpoints/       best and last: encoder, classifier and tokenizer
+
+A killed process leaves "running" behind, so a directory counts as a whole run only when its status says finished.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT_VERSION = 1
+State = Literal["running", "interrupted", "failed", "finished"]
+PACKAGES = ("model-center", "mc-layers", "mc-models", "mc-tokenizers", "mc-data", "torch", "transformers")
+
+
+@dataclass
+class RunDirectory:
+    """Paths inside a run directory, and its status."""
+
+    path: Path
+    status: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """JSON lines of training steps and evaluations."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def plot(self) -> Path:
+        """Loss and accuracy as a picture."""
+        return self.path / "plot.png"
+
+    def checkpoint(self, name: Literal["best", "last"]) -> Path:
+        """Directory of the checkpoint with the best accuracy, or of the last one."""
+        return self.path / "checkpoints" / name
+
+    def set_state(self, state: State, **details: Any) -> None:
+        """Record the run's state, and whatever else is known about it, in status.json."""
+        self.status |= {"state": state, "updated": _now()} | details
+        write_atomically(status_file(self.path), json.dumps(self.status, indent=2) + "\n")
+
+
+def status_file(path: Path) -> Path:
+    """Return where a run directory keeps its status."""
+    return path / "status.json"
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return a run's status; `status["state"]` is "finished" only for a run that came to its end.
+
+    Raises:
+        ValueError: `path` is not a run directory, or one of a newer format.
+    """
+    file = status_file(path)
+    try:
+        status: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a run directory: {file.name} cannot be read ({error})") from error
+    if not isinstance(status, dict) or not isinstance(found := status.get("format_version"), int):
+        raise ValueError(f"{path} is not a run directory: {file.name} has no format_version")
+    if found > FORMAT_VERSION:
+        raise ValueError(f"{file} has format version {found}; this version reads up to {FORMAT_VERSION}")
+    return status
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output directory that holds something, without changing anything.
+
+    Raises:
+        ValueError: `path` is a file, or is not empty and either `overwrite` is off or it is not a run's directory.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(f"output {str(path)!r} is a file; give a directory that does not exist yet")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"output directory {str(path)!r} is not empty; give another one, or --overwrite to replace it")
+    if not status_file(path).is_file():
+        raise ValueError(
+            f"output directory {str(path)!r} is not empty and no run directory (it has no status.json), "
+            "so --overwrite does not delete it; give another one"
+        )
+
+
+@contextmanager
+def open_run(path: Path, config: str, *, overwrite: bool = False) -> Iterator[RunDirectory]:
+    """Create a run directory, and record on leaving whether the run was finished, interrupted or failed.
+
+    Args:
+        path: the directory; an earlier run in it is deleted if `overwrite`.
+        config: text of the resolved configuration.
+        overwrite: replace an earlier run.
+
+    Yields:
+        The directory, in state "running".
+
+    Raises:
+        ValueError: as `check_output`.
+    """
+    check_output(path, overwrite=overwrite)
+    path.mkdir(parents=True, exist_ok=True)
+    run = RunDirectory(path)
+    versions = {package: version(package) for package in PACKAGES}
+    # The status comes first: an old "finished" must not stay beside half-deleted files.
+    run.set_state("running", format_version=FORMAT_VERSION, pid=os.getpid(), started=_now(), versions=versions)
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry != status_file(path):
+            entry.unlink()
+    write_atomically(run.config, config)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.set_state("interrupted")
+        raise
+    except BaseException as error:
+        run.set_state("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    run.set_state("finished")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that readers, and survivors of a crash, see the old or the new text, never a part."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """Fill a directory beside `directory`, then put it in its place; on an error the previous one stays untouched.
+
+    Yields:
+        The empty directory to fill.
+    """
+    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,129 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from model_center.recipe.run_directory import check_output, open_run, read_status, replacing, write_atomically
+
+
+def state(path: Path) -> str:
+    return str(read_status(path)["state"])
+
+
+def finished_run(path: Path) -> None:
+    with open_run(path, "seed: 0\n") as run:
+        run.metrics.write_text("old\n")
+        run.checkpoint("best").mkdir(parents=True)
+
+
+def test_states_of_a_run(tmp_path: Path) -> None:
+    with open_run(tmp_path / "a" / "run", "seed: 3\n") as run:
+        assert state(run.path) == "running"
+        assert run.config.read_text() == "seed: 3\n"
+    assert state(run.path) == "finished"
+    assert {"pid", "started", "updated", "versions"} <= read_status(run.path).keys()
+
+
+def test_a_run_that_is_left_early_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "a", ""):
+        raise KeyboardInterrupt
+    assert state(tmp_path / "a") == "interrupted"
+    with pytest.raises(RuntimeError), open_run(tmp_path / "b", ""):
+        raise RuntimeError("boom")
+    assert state(tmp_path / "b") == "failed"
+    assert read_status(tmp_path / "b")["error"] == "RuntimeError: boom"
+
+
+def test_output_that_holds_something_is_refused_and_untouched(tmp_path: Path) -> None:
+    finished_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"not empty.*--overwrite"), open_run(tmp_path / "run", ""):
+        pytest.fail("entered")
+    assert state(tmp_path / "run") == "finished"
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "old\n"
+
+
+def test_overwrite_deletes_an_earlier_run_and_nothing_else(tmp_path: Path) -> None:
+    finished_run(tmp_path / "run")
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / "file").touch()
+    (tmp_path / "run" / "link").symlink_to(kept)
+    with open_run(tmp_path / "run", "new", overwrite=True) as run:
+        assert sorted(entry.name for entry in run.path.iterdir()) == ["config.yaml", "status.json"]
+    assert (kept / "file").exists()
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="no run directory"):
+        check_output(notes, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        check_output(tmp_path / "file", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "not a run directory"),
+        ("{", "cannot be read"),
+        ("[]", "no format_version"),
+        ('{"format_version": 99}', "format version 99; this version reads up to 1"),
+    ],
+)
+def test_unreadable_status(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "status.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_status(tmp_path)
+
+
+def test_replacing_keeps_the_previous_directory_when_filling_fails(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoints" / "best"
+    with replacing(target) as new:
+        (new / "weights").write_text("first")
+        assert not target.exists()
+    with pytest.raises(TypeError), replacing(target) as new:
+        (new / "weights").write_text(b"not text")  # type: ignore[arg-type]
+    assert (target / "weights").read_text() == "first"
+    with replacing(target) as new:
+        (new / "other").write_text("second")
+    assert [entry.name for entry in target.iterdir()] == ["other"]
+    assert [entry.name for entry in target.parent.iterdir()] == ["best"]
+
+
+WRITER = """
+import itertools, json, sys
+from pathlib import Path
+from model_center.recipe.run_directory import open_run
+with open_run(Path(sys.argv[1]), "x") as run:
+    print("started", flush=True)
+    for number in itertools.count():
+        run.set_state("running", number=number, padding="x" * 100_000)
+"""
+
+
+def test_a_killed_process_leaves_a_readable_status_that_is_not_finished(tmp_path: Path) -> None:
+    for attempt in range(3):
+        run = tmp_path / f"run{attempt}"
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(run)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.02 * attempt)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert state(run) == "running"
+        with open_run(run, "again", overwrite=True):
+            pass
+        assert state(run) == "finished"
+
+
+def test_a_file_written_atomically_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a.json", json.dumps([1]))
+    write_atomically(tmp_path / "a.json", json.dumps([2]))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads((tmp_path / "a.json").read_text()) == [2]
