@@ -1,0 +1,265 @@
+"""Encoder and decoder: transformer blocks and a final normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from model_center.engine import TransformerBlockList, current_engine
+from model_center.layer.attention import Mask, PositionBias
+from model_center.layer.attention_mask import resolve_mask
+from model_center.layer.blocks import TransformerBlock
+from model_center.layer.cache import KeyValueCache
+from model_center.layer.checks import check_last_dim, check_positive
+from model_center.layer.layernorm import LayerNorm
+from model_center.layer.module import Module
+from model_center.layer.options import BlockOptions, select
+
+
+@dataclass(frozen=True, eq=False)
+class StackOutput:
+    """What a stack returns when asked for more than its last hidden state.
+
+    Attributes:
+        last_hidden_state: Shape (batch, seq, dim_model), normalised.
+        hidden_states: If asked for, one tensor more than there are layers: the residual stream before each of them
+            (normalised with `post_layer_norm`) and `last_hidden_state`, as Transformers counts them.
+        attentions: If asked for, each layer's self-attention probabilities, (batch, num_heads, seq, seq).
+        cross_attentions: Likewise for cross-attention, (batch, num_heads, seq, seq_cross), if there is any.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False, repr=False)
+class _Stack(BlockOptions, Module):
+    num_layers: int
+    dim_model: int
+    dim_ff: int
+    num_heads: int
+    dim_head: int
+
+    _is_decoder: ClassVar[bool]
+
+    def __post_init__(self) -> None:
+        check_positive(num_layers=self.num_layers)
+        options = select(TransformerBlock, self, is_decoder=self._is_decoder)
+        self.layers = TransformerBlockList(TransformerBlock(**options) for _ in range(self.num_layers))
+        self.output_layernorm = LayerNorm(**select(LayerNorm, self, prefix="norm_", dim_norm=self.dim_model))
+
+    def _run(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Mask | None,
+        position_bias: PositionBias | None,
+        cross: tuple[Tensor | None, Mask | None, PositionBias | None, Tensor | None],
+        head_mask: Tensor | None,
+        cache: KeyValueCache | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+    ) -> Tensor | StackOutput:
+        self._check_inputs(hidden_states, head_mask, cross[3], cache)
+        attention_mask, cross_mask = self._resolve_masks(hidden_states, attention_mask, cross[0], cross[1], cache)
+        shared = (attention_mask, position_bias, cross[0], cross_mask, cross[2])
+        wanted = output_attentions or output_hidden_states
+        if not wanted and head_mask is None and cross[3] is None and cache is None:
+            output: Tensor = self.output_layernorm(self.layers(hidden_states, *shared))
+            return output
+        per_layer = []
+        for index, layer in enumerate(self.layers):
+            result = layer(
+                hidden_states,
+                *shared,
+                None if head_mask is None else head_mask[index],
+                None if cross[3] is None else cross[3][index],
+                None if cache is None else cache.layers[index],
+                output_attentions,
+                output_hidden_states,
+            )
+            if wanted:
+                hidden_states = result[0]
+                per_layer.append(result)
+            else:
+                hidden_states = result
+        last: Tensor = self.output_layernorm(hidden_states)
+        if not wanted:
+            return last
+        _, attentions, cross_attentions, layer_inputs = zip(*per_layer, strict=True)
+        return StackOutput(
+            last,
+            hidden_states=(*layer_inputs, last) if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+            cross_attentions=cross_attentions if cross_attentions[0] is not None else None,
+        )
+
+    def _resolve_masks(
+        self,
+        hidden_states: Tensor,
+        mask: Mask | None,
+        cross_hidden_states: Tensor | None,
+        cross_mask: Mask | None,
+        cache: KeyValueCache | None,
+    ) -> tuple[Mask, Mask]:
+        """Make the masks' tensors once, for all blocks."""
+        batch, len_q = hidden_states.shape[:2]
+        cached = 0 if cache is None else cache.length
+        cross_length = 0 if cache is None else cache.cross_length
+        if cross_hidden_states is not None:
+            cross_length = cross_hidden_states.shape[1]
+        device = hidden_states.device
+        return (
+            resolve_mask(mask, batch=batch, len_q=len_q, len_k=cached + len_q, query_offset=cached, device=device),
+            resolve_mask(cross_mask, batch=batch, len_q=len_q, len_k=cross_length, query_offset=0, device=device),
+        )
+
+    def _check_inputs(
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None,
+        cross_head_mask: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> None:
+        check_last_dim("hidden_states", hidden_states, "dim_model", self.dim_model)
+        if hidden_states.dim() != 3:
+            raise ValueError(
+                f"`hidden_states` must have shape (batch, length, dim_model), but its shape is "
+                f"{tuple(hidden_states.shape)}"
+            )
+        expected = (self.num_layers, self.num_heads)
+        for name, mask in (("head_mask", head_mask), ("cross_head_mask", cross_head_mask)):
+            if mask is not None and tuple(mask.shape) != expected:
+                raise ValueError(
+                    f"`{name}` must have shape (num_layers, num_heads) = {expected}, but has {tuple(mask.shape)}"
+                )
+        if cache is None:
+            return
+        if len(cache.layers) != self.num_layers:
+            raise ValueError(
+                f"`cache` must have one entry for each of the {self.num_layers} layers, but has {len(cache.layers)}"
+            )
+        if torch.is_grad_enabled() and current_engine().use_checkpoint:
+            raise ValueError(
+                "`cache` must be None while blocks recompute their activations in backward, because keys would be "
+                "stored twice; call under torch.no_grad(), or use init_distributed(use_checkpoint=False)"
+            )
+
+
+@dataclass(eq=False, repr=False)
+class Encoder(_Stack):
+    """Transformer blocks of self-attention, and a final normalisation. With a causal mask it is a GPT's decoder.
+
+    Args:
+        num_layers: Number of blocks.
+        dim_model: Size of the residual stream.
+        dim_ff: Size of the feed-forward layers' middle.
+        num_heads: Number of attention heads.
+        dim_head: Size of each head.
+
+    The other options are described in `BlockOptions` and the groups it inherits.
+    """
+
+    _is_decoder = False
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Mask | None,
+        position_bias: PositionBias | None = None,
+        head_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Tensor | StackOutput:
+        """Run all blocks.
+
+        Args:
+            hidden_states: Shape (batch, seq_enc, dim_model), for instance embeddings.
+            attention_mask: An `AttentionMask`, a tensor of shape (batch, seq_enc, seq_enc), True (or 1) where
+                attention is allowed, or None if nothing is masked.
+            position_bias: Shape (num_heads, seq_enc, seq_enc), or rotations, shared by all blocks.
+            head_mask: *Added.* Factors of all heads, shape (num_layers, num_heads).
+            cache: *Added.* Keys and values of earlier positions, which are then not part of `hidden_states`.
+            output_attentions: *Added.* Return every layer's attention probabilities as well.
+            output_hidden_states: *Added.* Return the hidden states between layers as well.
+
+        Returns:
+            Shape (batch, seq_enc, dim_model), or a `StackOutput` if more is asked for.
+        """
+        return self._run(
+            hidden_states,
+            attention_mask,
+            position_bias,
+            (None, None, None, None),
+            head_mask,
+            cache,
+            output_attentions,
+            output_hidden_states,
+        )
+
+
+@dataclass(eq=False, repr=False)
+class Decoder(_Stack):
+    """Transformer blocks of self-attention and cross-attention, and a final normalisation.
+
+    Args:
+        num_layers: Number of blocks.
+        dim_model: Size of the residual stream.
+        dim_ff: Size of the feed-forward layers' middle.
+        num_heads: Number of attention heads.
+        dim_head: Size of each head.
+
+    The other options are described in `BlockOptions` and the groups it inherits.
+    """
+
+    _is_decoder = True
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Mask | None,
+        position_bias: PositionBias | None = None,
+        cross_hidden_states: Tensor | None = None,
+        cross_attention_mask: Mask | None = None,
+        cross_position_bias: PositionBias | None = None,
+        head_mask: Tensor | None = None,
+        cross_head_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> Tensor | StackOutput:
+        """Run all blocks.
+
+        Args:
+            hidden_states: Shape (batch, seq_dec, dim_model), for instance embeddings.
+            attention_mask: What self-attention may attend: an `AttentionMask`, a tensor of shape
+                (batch, seq_dec, seq_dec), True (or 1) where attention is allowed, or None if nothing is masked.
+            position_bias: Shape (num_heads, seq_dec, seq_dec), or rotations, shared by all blocks.
+            cross_hidden_states: Shape (batch, seq_enc, dim_model), for instance the encoder's output. Without it
+                there is no cross-attention, unless `cache` holds its keys and values already.
+            cross_attention_mask: What cross-attention may attend, (batch, seq_dec, seq_enc) if dense.
+            cross_position_bias: Shape (num_heads, seq_dec, seq_enc).
+            head_mask: *Added.* Factors of all self-attention heads, shape (num_layers, num_heads).
+            cross_head_mask: *Added.* The same for cross-attention.
+            cache: *Added.* Keys and values of earlier positions, which are then not part of `hidden_states`.
+            output_attentions: *Added.* Return every layer's attention probabilities as well.
+            output_hidden_states: *Added.* Return the hidden states between layers as well.
+
+        Returns:
+            Shape (batch, seq_dec, dim_model), or a `StackOutput` if more is asked for.
+        """
+        return self._run(
+            hidden_states,
+            attention_mask,
+            position_bias,
+            (cross_hidden_states, cross_attention_mask, cross_position_bias, cross_head_mask),
+            head_mask,
+            cache,
+            output_attentions,
+            output_hidden_states,
+        )
