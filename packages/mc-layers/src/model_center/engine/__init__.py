@@ -5,12 +5,21 @@
 
 from importlib.metadata import version
 
-from model_center.engine import distributed
+from model_center.engine import distributed, loss, lr_scheduler, optim
 from model_center.engine.base import Engine
 from model_center.engine.blocks import CheckpointBlock, TransformerBlockList
+from model_center.engine.checkpoint import (
+    StateMismatch,
+    atomic_write,
+    compare_states,
+    load,
+    load_state_dict,
+    save,
+)
 from model_center.engine.current import current_engine, init_distributed, use_engine
 from model_center.engine.dtype import HALF
 from model_center.engine.initializer import Constant, Initializer, Normal
+from model_center.engine.optim import optim_step
 from model_center.engine.process import (
     gather_result,
     init_parameters,
@@ -30,16 +39,26 @@ __all__ = [
     "Engine",
     "Initializer",
     "Normal",
+    "StateMismatch",
     "TorchEngine",
     "TransformerBlockList",
     "__version__",
+    "atomic_write",
+    "compare_states",
     "current_engine",
     "distributed",
     "gather_result",
     "init_distributed",
     "init_parameters",
+    "load",
+    "load_state_dict",
+    "loss",
+    "lr_scheduler",
+    "optim",
+    "optim_step",
     "print_rank",
     "rank",
+    "save",
     "sum_loss",
     "synchronize",
     "use_engine",

@@ -9,6 +9,7 @@ import torch
 from model_center.engine.base import Engine, ModuleT, ReduceOp
 from model_center.engine.initializer import Initializer
 from model_center.engine.recompute import as_checkpoint_block
+from model_center.engine.tensors import group_by_kind
 
 
 class InitializedParameter(torch.nn.Parameter):
@@ -87,16 +88,15 @@ class TorchEngine(Engine):
 
     def total_norm(self, gradients: Sequence[torch.Tensor], norm_type: float) -> torch.Tensor:
         """Norm of all gradients as one vector; a handful of kernels, no wait for the device."""
-        half = [gradient for gradient in gradients if gradient.dtype in (torch.float16, torch.bfloat16)]
-        full = [gradient for gradient in gradients if gradient.dtype not in (torch.float16, torch.bfloat16)]
         # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
         norms = [
-            *(torch._foreach_norm(half, norm_type, dtype=torch.float32) if half else ()),
-            *(torch._foreach_norm(full, norm_type) if full else ()),
+            norm.float()
+            for group in group_by_kind(gradients)
+            for norm in torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32))
         ]
         if not norms:
             return torch.zeros((), device=self.device)
-        stacked = torch.stack([norm.to(self.device, torch.float32) for norm in norms])
+        stacked = torch.stack([norm.to(norms[0].device) for norm in norms])
         return cast(torch.Tensor, torch.linalg.vector_norm(stacked, norm_type))
 
     def before_update(self) -> None:
