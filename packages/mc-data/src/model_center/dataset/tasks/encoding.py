@@ -1,0 +1,182 @@
+"""Texts to ids: many at a time, shortened in the one place that may be shortened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from .template import Part
+
+Side = Literal["left", "right"]
+
+
+def token_id(tokenizer: Any, *names: str) -> int:
+    """The id of a special token that a family cannot do without.
+
+    Args:
+        tokenizer: The tokenizer.
+        names: Attributes that may hold it, in order of preference.
+
+    Raises:
+        ValueError: The vocabulary has no such token.
+    """
+    for name in names:
+        value = getattr(tokenizer, name, None)
+        if isinstance(value, int):
+            return value
+    raise ValueError(
+        f"{describe(tokenizer)} has no {names[0].removesuffix('_id')}: the vocabulary lacks this special token; "
+        "use the vocabulary the model was trained with"
+    )
+
+
+def describe(tokenizer: Any) -> str:
+    """A tokenizer's name, for messages."""
+    name = getattr(tokenizer, "name", None) or getattr(tokenizer, "name_or_path", None)
+    return f"tokenizer {name!r}" if name else f"the tokenizer ({type(tokenizer).__name__})"
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, without special tokens."""
+    distinct = list(dict.fromkeys(texts))
+    if not is_fast(tokenizer):
+        ids = [list(tokenizer.encode(text)) for text in distinct]
+    else:
+        ids = tokenizer(
+            distinct,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+    if len(distinct) == len(texts):
+        return ids
+    known = dict(zip(distinct, ids, strict=True))
+    return [known[text] for text in texts]
+
+
+def is_fast(tokenizer: Any) -> bool:
+    """Whether it is one of Transformers' fast tokenizers, which say where in the text each token comes from."""
+    return bool(getattr(tokenizer, "is_fast", False)) and callable(tokenizer)
+
+
+def encode_parts(
+    tokenizer: Any, rows: Sequence[tuple[Part, ...]], room: Sequence[int], side: Side, places: Sequence[str]
+) -> list[list[list[int]]]:
+    """The ids of every part of every row, shortened to the room there is.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: The parts of each row. All rows have the same number of parts.
+        room: How many tokens the parts of each row may have in all.
+        side: The side on which the flexible text of a row loses tokens.
+        places: File and line of each row, for messages.
+
+    Raises:
+        ValueError: A row does not fit even without its flexible text.
+    """
+    columns = [encode_texts(tokenizer, [row[number].text for row in rows]) for number in range(len(rows[0]))]
+    encoded = [list(parts) for parts in zip(*columns, strict=True)]
+    for number, parts in enumerate(encoded):
+        length = sum(len(part) for part in parts)
+        excess = length - room[number]
+        if excess > 0:
+            _shorten(tokenizer, rows[number], parts, excess, side, places[number])
+    return encoded
+
+
+def _shorten(
+    tokenizer: Any, row: tuple[Part, ...], parts: list[list[int]], excess: int, side: Side, where: str
+) -> None:
+    for number, part in enumerate(row):
+        if part.flexible is None:
+            continue
+        ids, start, end = _locate(tokenizer, part)
+        if end - start >= excess:
+            cut = slice(start, start + excess) if side == "left" else slice(end - excess, end)
+            del ids[cut]
+            parts[number] = ids
+            return
+        excess -= end - start
+    raise ValueError(
+        f"{where}: the text is {excess} tokens too long even without the part that may be shortened; "
+        "raise the maximum length, or leave the row out"
+    )
+
+
+def _locate(tokenizer: Any, part: Part) -> tuple[list[int], int, int]:
+    """The ids of a part, and which of them (from, to) are its flexible text."""
+    assert part.flexible is not None
+    start, end = part.flexible
+    if not is_fast(tokenizer):
+        pieces = part.text[:start], part.text[start:end], part.text[end:]
+        before, flexible, after = (list(tokenizer.encode(piece)) if piece else [] for piece in pieces)
+        return before + flexible + after, len(before), len(before) + len(flexible)
+    encoding = tokenizer(part.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    # A token that reaches over the border belongs to the text that must stay.
+    inside = [n for n, (first, last) in enumerate(encoding["offset_mapping"]) if start <= first and last <= end]
+    if not inside:
+        return list(encoding["input_ids"]), 0, 0
+    return list(encoding["input_ids"]), inside[0], inside[-1] + 1
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What an encoder's tokenizer puts around the segments of an input.
+
+    Attributes:
+        runs: Ids of the special tokens: before the first segment, and behind each segment.
+        types: The token type of each segment and of the special tokens behind it; None if the tokenizer gives none.
+    """
+
+    runs: tuple[tuple[int, ...], ...]
+    types: tuple[int, ...] | None
+
+    @property
+    def count(self) -> int:
+        """Number of special tokens in an input."""
+        return sum(len(run) for run in self.runs)
+
+    def wrap(self, segments: Sequence[Sequence[int]]) -> tuple[list[int], list[int] | None]:
+        """Ids and token types of an input made of these segments."""
+        ids = list(self.runs[0])
+        lengths = []
+        for segment, run in zip(segments, self.runs[1:], strict=True):
+            ids += [*segment, *run]
+            lengths.append(len(segment) + len(run))
+        if self.types is None:
+            return ids, None
+        lengths[0] += len(self.runs[0])
+        return ids, [kind for kind, length in zip(self.types, lengths, strict=True) for _ in range(length)]
+
+
+def special_tokens(tokenizer: Any, segments: int) -> SpecialTokens:
+    """Learn from a trial input what a tokenizer puts around this number of segments.
+
+    Raises:
+        ValueError: It is not a fast tokenizer, or adds no special tokens.
+    """
+    if not is_fast(tokenizer):
+        raise ValueError(f"encoders need one of Transformers' fast tokenizers, but got {describe(tokenizer)}")
+    token_id(tokenizer, "cls_token_id")
+    token_id(tokenizer, "sep_token_id")
+    trial = tokenizer(*["a", "b"][:segments], return_special_tokens_mask=True)
+    runs: list[tuple[int, ...]] = []
+    types = []
+    marked = zip(trial["special_tokens_mask"], trial["input_ids"], strict=True)
+    position = 0
+    for special, run in groupby(marked, key=lambda pair: bool(pair[0])):
+        ids = tuple(token for _, token in run)
+        if special:
+            runs.append(ids)
+        elif "token_type_ids" in trial:
+            types.append(trial["token_type_ids"][position])
+        position += len(ids)
+    if len(runs) != segments + 1:
+        raise ValueError(
+            f"{describe(tokenizer)} does not put special tokens around {segments} segments: an encoder's input "
+            "needs them"
+        )
+    return SpecialTokens(tuple(runs), tuple(types) if types else None)
