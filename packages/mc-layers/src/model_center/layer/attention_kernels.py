@@ -94,9 +94,11 @@ def attend_reference(
     batch, num_heads, len_q, _ = query.shape
     num_heads_kv, len_k = key.shape[1:3]
     grouped = query.reshape(batch, num_heads_kv, num_heads // num_heads_kv * len_q, -1)
-    scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, num_heads, len_q, len_k) * scale
+    if scale != 1.0:
+        grouped = grouped * scale
+    scores = torch.matmul(grouped, key.transpose(-1, -2)).view(batch, num_heads, len_q, len_k)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.to(scores.dtype)
     masked = None
     allowed = mask.dense(len_q, len_k, query.device)
     if allowed is not None:

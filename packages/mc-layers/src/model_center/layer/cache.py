@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model_center.layer.checks import check_positive
@@ -11,20 +12,16 @@ from model_center.layer.checks import check_positive
 class SelfAttentionCache:
     """Growing keys and values of one layer's self-attention.
 
-    Room is allocated once, for `max_length` positions; when more arrive it is doubled, so that a caller who knows
-    the final length pays no copy. Rotated keys are stored rotated.
+    Room for `max_length` positions is made when the first ones arrive; when it is full it is doubled, so that a
+    caller who knows the final length pays no copy. Rotated keys are stored rotated.
     """
 
-    def __init__(self, room: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
-        self._keys = torch.zeros(room, dtype=dtype, device=device)
-        self._values = torch.zeros(room, dtype=dtype, device=device)
+    def __init__(self, max_length: int) -> None:
+        self._max_length = max_length
+        # Keys and values, each (batch, num_heads_kv, room, dim_head).
+        self._rooms: tuple[Tensor, Tensor] | None = None
         self.length = 0
         """Number of positions stored."""
-
-    @property
-    def room(self) -> int:
-        """Number of positions that fit without another allocation."""
-        return self._keys.shape[2]
 
     def store(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append the keys and values of new positions.
@@ -36,37 +33,42 @@ class SelfAttentionCache:
         Returns:
             All keys and all values, the new ones last. Gradients reach the new ones; cached ones are constants.
         """
-        expected = (*self._keys.shape[:2], key.shape[2], self._keys.shape[3])
-        if tuple(key.shape) != expected:
-            raise ValueError(
-                f"the key-value cache was made for keys of shape (batch, num_heads_kv, length, dim_head) = {expected}, "
-                f"but got {tuple(key.shape)}"
-            )
-        start, self.length = self.length, self.length + key.shape[2]
-        if self.length > self.room:
-            self._grow(max(self.length, 2 * self.room))
-        self._keys[:, :, start : self.length] = key.detach()
-        self._values[:, :, start : self.length] = value.detach()
+        start, end = self.length, self.length + key.shape[2]
+        rooms = self._make_room(key, end)
+        for room, new in zip(rooms, (key, value), strict=True):
+            room[:, :, start:end] = new.detach()
+        self.length = end
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             # The rooms are written in place later on, which autograd must not see.
-            return (
-                torch.cat([self._keys[:, :, :start].to(key.dtype), key], dim=2),
-                torch.cat([self._values[:, :, :start].to(value.dtype), value], dim=2),
+            keys, values = (
+                torch.cat([room[:, :, :start], new], 2) for room, new in zip(rooms, (key, value), strict=True)
             )
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        else:
+            keys, values = (room[:, :, :end] for room in rooms)
+        return keys, values
 
     def reorder(self, rows: Tensor) -> None:
         """Make row i hold what row `rows[i]` held; `rows` has shape (new batch,)."""
-        self._keys = self._keys.index_select(0, rows)
-        self._values = self._values.index_select(0, rows)
+        if self._rooms is not None:
+            keys, values = self._rooms
+            self._rooms = (keys.index_select(0, rows), values.index_select(0, rows))
 
-    def _grow(self, room: int) -> None:
-        batch, heads, _, dim_head = self._keys.shape
-        for name in ("_keys", "_values"):
-            old = getattr(self, name)
-            new = old.new_zeros(batch, heads, room, dim_head)
-            new[:, :, : old.shape[2]] = old
-            setattr(self, name, new)
+    def _make_room(self, key: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Return rooms for at least `length` positions like those of `key`."""
+        batch, heads, _, dim_head = key.shape
+        if self._rooms is None:
+            shape = (batch, heads, max(length, self._max_length), dim_head)
+            self._rooms = (key.new_zeros(shape), key.new_zeros(shape))
+        old = self._rooms[0]
+        if (old.shape[:2], old.shape[3], old.dtype) != (key.shape[:2], dim_head, key.dtype):
+            raise ValueError(
+                f"a key-value cache continues the batch it began with, (batch, num_heads_kv, length, dim_head) = "
+                f"{tuple(old.shape)} of {old.dtype}, but got keys of shape {tuple(key.shape)} of {key.dtype}"
+            )
+        if length > old.shape[2]:
+            more = (0, 0, 0, max(length, 2 * old.shape[2]) - old.shape[2])
+            self._rooms = (F.pad(self._rooms[0], more), F.pad(self._rooms[1], more))
+        return self._rooms
 
 
 class CrossAttentionCache:
@@ -99,8 +101,8 @@ class CrossAttentionCache:
 class LayerCache:
     """What one transformer block keeps between calls."""
 
-    def __init__(self, self_attention: SelfAttentionCache) -> None:
-        self.self_attention = self_attention
+    def __init__(self, max_length: int) -> None:
+        self.self_attention = SelfAttentionCache(max_length)
         self.cross_attention = CrossAttentionCache()
 
 
@@ -108,37 +110,19 @@ class KeyValueCache:
     """Keys and values of all layers of a decoder.
 
     Pass one object to every call of the same decoding run: each call gives only the new positions, and the cache
-    holds the rest. Keys and values are kept for `num_heads_kv` heads, unexpanded in grouped-query attention.
+    holds the rest, for `num_heads_kv` heads (unexpanded in grouped-query attention), in the type and on the device
+    of the first call.
 
     Cached positions are constants: gradients of a call reach that call's own positions only.
 
     Args:
         num_layers: Number of blocks.
-        batch: Number of sequences.
-        num_heads_kv: Heads of keys and values.
-        dim_head: Dimension of a head.
         max_length: Positions to make room for; the room doubles when more arrive.
-        dtype: Type of the keys and values.
-        device: Where they are kept.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        batch: int,
-        num_heads_kv: int,
-        dim_head: int,
-        max_length: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        check_positive(
-            num_layers=num_layers, batch=batch, num_heads_kv=num_heads_kv, dim_head=dim_head, max_length=max_length
-        )
-        room = (batch, num_heads_kv, max_length, dim_head)
-        device = torch.device(device)
-        self.layers = [LayerCache(SelfAttentionCache(room, dtype, device)) for _ in range(num_layers)]
+    def __init__(self, num_layers: int, max_length: int) -> None:
+        check_positive(num_layers=num_layers, max_length=max_length)
+        self.layers = [LayerCache(max_length) for _ in range(num_layers)]
         """One entry for each block, in order."""
 
     @property

@@ -8,6 +8,11 @@ import torch
 
 from model_center.engine import Initializer, current_engine
 
+NO_TRAINING = (
+    "a layer with `int8=True` stores its weights in 8 bits for inference and can't be trained; "
+    "build the model with int8=False to train it, or run it under torch.no_grad()"
+)
+
 
 class Module(torch.nn.Module):
     """A `torch.nn.Module` whose class and parameters come from the current engine.
@@ -36,3 +41,9 @@ class Module(torch.nn.Module):
             init: How it is filled, e.g. `Normal(mean, std)`.
         """
         return current_engine().parameter(*shape, dtype=dtype, init=init)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Refuse to train a module with 8-bit weights; otherwise as in PyTorch."""
+        if requires_grad and any(getattr(module, "int8", False) for module in self.modules()):
+            raise ValueError(NO_TRAINING)
+        return super().requires_grad_(requires_grad)

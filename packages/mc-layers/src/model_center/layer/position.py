@@ -130,30 +130,24 @@ class RotaryEmbedding(torch.nn.Module):
             raise ValueError(f"`rotary_dim` must be even, but is {rotary_dim}")
         self.rotary_dim = rotary_dim
 
-    def forward(
-        self, h_q: Tensor, h_k: Tensor, query_offset: int = 0, position_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, h_q: Tensor, h_k: Tensor, query_offset: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys.
 
         Args:
             h_q: Shape (batch·num_heads, len_q, dim_head), or any (…, len_q, dim_head).
             h_k: Shape (batch·num_heads, len_k, dim_head), or any (…, len_k, dim_head).
-            query_offset: *Added.* Position of the first query and of the first key.
-            position_ids: *Added.* Positions instead of counting, broadcastable to (…, len); for queries and keys.
+            query_offset: *Added.* Position of the first query and of the first key. For positions that don't count
+                up, as with padding on the left, use `positions`.
 
         Returns:
             Both, rotated, in their shapes.
         """
-        if position_ids is not None:
-            positions = self.positions(position_ids, h_q.dtype)
-            return positions.rotate(h_q), positions.rotate(h_k)
-        longest = max(h_q.shape[-2], h_k.shape[-2])
-        positions = self.positions(
-            torch.arange(query_offset, query_offset + longest, device=h_q.device), dtype=h_q.dtype
-        )
-        return tuple(
-            RotaryPositions(positions.cos[: h.shape[-2]], positions.sin[: h.shape[-2]]).rotate(h) for h in (h_q, h_k)
-        )  # type: ignore[return-value]
+
+        def rotate(h: Tensor) -> Tensor:
+            counted = torch.arange(query_offset, query_offset + h.shape[-2], device=h.device)
+            return self.positions(counted, h.dtype).rotate(h)
+
+        return rotate(h_q), rotate(h_k)
 
     def positions(self, position_ids: Tensor, dtype: torch.dtype = torch.float32) -> RotaryPositions:
         """Compute the rotations of given positions once; every layer's attention takes them as its position bias.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ class StackOutput:
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
+class _Cross(NamedTuple):
+    """What a decoder attends besides itself."""
+
+    hidden_states: Tensor | None = None
+    mask: Mask | None = None
+    position_bias: PositionBias | None = None
+    head_mask: Tensor | None = None
+
+
 @dataclass(eq=False, repr=False)
 class _Stack(BlockOptions, Module):
     num_layers: int
@@ -58,17 +67,17 @@ class _Stack(BlockOptions, Module):
         hidden_states: Tensor,
         attention_mask: Mask | None,
         position_bias: PositionBias | None,
-        cross: tuple[Tensor | None, Mask | None, PositionBias | None, Tensor | None],
+        cross: _Cross,
         head_mask: Tensor | None,
         cache: KeyValueCache | None,
         output_attentions: bool,
         output_hidden_states: bool,
     ) -> Tensor | StackOutput:
-        self._check_inputs(hidden_states, head_mask, cross[3], cache)
-        attention_mask, cross_mask = self._resolve_masks(hidden_states, attention_mask, cross[0], cross[1], cache)
-        shared = (attention_mask, position_bias, cross[0], cross_mask, cross[2])
+        self._check_inputs(hidden_states, head_mask, cross.head_mask, cache)
+        attention_mask, cross_mask = self._resolve_masks(hidden_states, attention_mask, cross, cache)
+        shared = (attention_mask, position_bias, cross.hidden_states, cross_mask, cross.position_bias)
         wanted = output_attentions or output_hidden_states
-        if not wanted and head_mask is None and cross[3] is None and cache is None:
+        if not wanted and head_mask is None and cross.head_mask is None and cache is None:
             output: Tensor = self.output_layernorm(self.layers(hidden_states, *shared))
             return output
         per_layer = []
@@ -77,7 +86,7 @@ class _Stack(BlockOptions, Module):
                 hidden_states,
                 *shared,
                 None if head_mask is None else head_mask[index],
-                None if cross[3] is None else cross[3][index],
+                None if cross.head_mask is None else cross.head_mask[index],
                 None if cache is None else cache.layers[index],
                 output_attentions,
                 output_hidden_states,
@@ -102,20 +111,19 @@ class _Stack(BlockOptions, Module):
         self,
         hidden_states: Tensor,
         mask: Mask | None,
-        cross_hidden_states: Tensor | None,
-        cross_mask: Mask | None,
+        cross: _Cross,
         cache: KeyValueCache | None,
     ) -> tuple[Mask, Mask]:
         """Make the masks' tensors once, for all blocks."""
         batch, len_q = hidden_states.shape[:2]
         cached = 0 if cache is None else cache.length
         cross_length = 0 if cache is None else cache.cross_length
-        if cross_hidden_states is not None:
-            cross_length = cross_hidden_states.shape[1]
+        if cross.hidden_states is not None:
+            cross_length = cross.hidden_states.shape[1]
         device = hidden_states.device
         return (
             resolve_mask(mask, batch=batch, len_q=len_q, len_k=cached + len_q, query_offset=cached, device=device),
-            resolve_mask(cross_mask, batch=batch, len_q=len_q, len_k=cross_length, query_offset=0, device=device),
+            resolve_mask(cross.mask, batch=batch, len_q=len_q, len_k=cross_length, query_offset=0, device=device),
         )
 
     def _check_inputs(
@@ -195,7 +203,7 @@ class Encoder(_Stack):
             hidden_states,
             attention_mask,
             position_bias,
-            (None, None, None, None),
+            _Cross(),
             head_mask,
             cache,
             output_attentions,
@@ -257,7 +265,7 @@ class Decoder(_Stack):
             hidden_states,
             attention_mask,
             position_bias,
-            (cross_hidden_states, cross_attention_mask, cross_position_bias, cross_head_mask),
+            _Cross(cross_hidden_states, cross_attention_mask, cross_position_bias, cross_head_mask),
             head_mask,
             cache,
             output_attentions,

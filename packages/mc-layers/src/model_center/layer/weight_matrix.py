@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model_center.engine import Normal, current_engine
-from model_center.layer.module import Module
+from model_center.layer.module import NO_TRAINING, Module
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,12 +68,6 @@ class WeightMatrix(Module):
             return F.embedding(ids, self.weight)
         return _refuse_gradients(self.weight_codes[ids].to(self.weight_scale.dtype) * self.weight_scale[ids][..., None])
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuse to train 8-bit weights; otherwise as in PyTorch."""
-        if self.int8 and requires_grad:
-            raise ValueError(_NO_TRAINING)
-        return super().requires_grad_(requires_grad)
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.int8:
@@ -109,12 +103,6 @@ class WeightMatrix(Module):
         )
 
 
-_NO_TRAINING = (
-    "a layer with `int8=True` stores its weights in 8 bits for inference and can't be trained; "
-    "build the model with int8=False to train it, or run it under torch.no_grad()"
-)
-
-
 class _RefuseGradients(torch.autograd.Function):
     """Pass the weights on, and raise when a backward pass arrives at them."""
 
@@ -124,7 +112,7 @@ class _RefuseGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:  # noqa: ARG004 - torch's signature
-        raise ValueError(_NO_TRAINING)
+        raise ValueError(NO_TRAINING)
 
 
 def _refuse_gradients(weight: Tensor) -> Tensor:
