@@ -1,0 +1,173 @@
+"""What all models share: building from a configuration, loading, saving, exporting."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+
+from model_center.engine import current_engine, rank, synchronize
+from model_center.layer import Module, select
+from model_center.model.checkpoint import MAX_FILE_BYTES, Checkpoint, write_checkpoint
+from model_center.model.config import Config, is_huggingface
+from model_center.model.rules import Rule, Table, expand
+from model_center.model.source import CONFIG_NAME, read_config, read_json, resolve
+from model_center.model.transfer import WeightImport, exported
+
+ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint that is about to be loaded.
+
+    Attributes:
+        weights: its tensors.
+        options: the content of its `config.json`, empty if it has none.
+    """
+
+    weights: Checkpoint
+    options: Mapping[str, Any]
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a Transformers checkpoint, rather than one with our own names."""
+        return is_huggingface(self.options)
+
+
+def build(layer: type[ModuleT], config: Config, prefix: str = "", **given: Any) -> ModuleT:
+    """Makes a layer from a configuration's options; `prefix` and `given` as in `model_center.layer.select`."""
+    return layer(**select(layer, config, prefix=prefix, **given))
+
+
+class BaseModel(Module):
+    """Base of all models.
+
+    A family derives from one of the skeletons, names its configuration class, and gives its weight rules.
+    """
+
+    config_class: ClassVar[type[Config]]
+    """The family's configuration."""
+    heads: ClassVar[tuple[str, ...]] = ()
+    """Attributes that hold heads: the only parts that a checkpoint may lack, or hold without need."""
+    tied_output: ClassVar[str]
+    """The weight that an untied model has and a tied one takes from its input embedding."""
+
+    def __init__(self, config: Config) -> None:
+        config.validate()
+        self.config = config
+
+    @classmethod
+    def table(cls, config: Any) -> Table | None:  # noqa: ARG003 - families need it
+        """The rules for Transformers checkpoints; None for a family that Transformers does not have."""
+        return None
+
+    @classmethod
+    def own_rules(cls, names: list[str], config: Any, stored: Stored) -> list[Rule]:  # noqa: ARG003 - likewise
+        """The rules for a stored checkpoint with our own names: those of a model with `config` are `names`."""
+        return [Rule(name, name) for name in names]
+
+    @classmethod
+    def fit(cls, config: Any, stored: Stored) -> Any:
+        """Lets the configuration follow what only the weights can tell.
+
+        Transformers 5 calls every T5 tied, also one whose output projection differs from its embedding; here it is not.
+        """
+        table = cls.table(config)
+        if table is None or not stored.is_foreign or not config.tied:
+            return config
+        held = {table.canonical(name): name for name in stored.weights.names()}
+        for row in expand(table.rules, config.depths):
+            if row.ours == (cls.tied_output,) and row.theirs[0] in held and row.fallback in held:
+                output, embedding = (stored.weights.read(held[name]) for name in (row.theirs[0], row.fallback))
+                if not torch.equal(output, embedding):
+                    return dataclasses.replace(config, tied=False)
+        return config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path,
+        config: Config | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Loads a checkpoint, on the current engine's device, in evaluation mode.
+
+        Args:
+            name_or_dir: a directory (of `save_pretrained`, in Hugging Face's layout, or a legacy ModelCenter one with
+                `pytorch_model.pt`), a documented identifier such as "bert-base-uncased", or the `owner/name` of a
+                repository on the Hugging Face hub.
+            config: takes the place of the checkpoint's own configuration, e.g. to add a classification head.
+            dtype: type of the parameters; takes the place of the configuration's.
+            revision: branch, tag or commit on the hub.
+            local_files_only: whether to use only what the hub's cache holds.
+
+        Raises:
+            FileNotFoundError: there is no such directory or identifier, or it holds no weights.
+            ValueError: the configuration or the weights do not fit; one message lists everything.
+        """
+        source = resolve(
+            name_or_dir, cls.config_class.repositories(), revision=revision, local_files_only=local_files_only
+        )
+        options: Mapping[str, Any] = {}
+        if config is None:
+            options, path = read_config(source)
+            config = cls.config_class.from_raw(options, path)
+        elif (given := source.file(CONFIG_NAME)) is not None:
+            options = read_json(given)
+        if dtype is not None:
+            config = dataclasses.replace(config, dtype=dtype)
+        stored = Stored(Checkpoint(source), options)
+        config = cls.fit(config, stored)
+        model = cls(config)
+        model._load(stored)
+        model.eval()
+        return model
+
+    def _load(self, stored: Stored) -> None:
+        table = self.table(self.config) if stored.is_foreign else None
+        names = list(current_engine().state_shapes(self))
+        rules = self.own_rules(names, self.config, stored) if table is None else table.rules
+        WeightImport(self, stored.weights, expand(rules, self.config.depths), table, self.heads).run()
+
+    def save_pretrained(self, directory: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        """Writes `config.json` and the weights as safetensors, for `from_pretrained`.
+
+        With several processes all must call it; the first one writes.
+
+        Args:
+            directory: a new directory, which appears complete or not at all, or an existing one, whose other files
+                stay as they are.
+            max_file_bytes: larger models are spread over several files.
+        """
+        state = current_engine().state_dict(self)
+        if rank() == 0:
+            write_checkpoint(directory, self.config.to_dict(), state.items(), max_file_bytes)
+        synchronize()
+
+    def export_huggingface(self, directory: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+        """Writes a directory that `transformers.AutoModel*.from_pretrained` loads, with the same logits.
+
+        Args:
+            directory: as in `save_pretrained`.
+            max_file_bytes: as in `save_pretrained`.
+
+        Raises:
+            ValueError: Transformers has no such model, or cannot express an option or a weight of this one.
+        """
+        table = self.table(self.config)
+        if table is None:
+            raise ValueError(f"Transformers has no counterpart of {type(self).__name__}; use save_pretrained")
+        config = self.config.checked_huggingface()
+        config["architectures"] = [table.architecture]
+        state = current_engine().state_dict(self)
+        if rank() == 0:
+            config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+            tensors = exported(state, expand(table.rules, self.config.depths), table.exported)
+            write_checkpoint(directory, config, tensors, max_file_bytes)
+        synchronize()

@@ -1,0 +1,110 @@
+"""BERT (Devlin et al. 2018)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from model_center.model.config import Published
+from model_center.model.encoder_lm import EncoderLM, EncoderLMConfig
+from model_center.model.rules import Rule, Table, within
+
+_LARGE = {"dim_model": 1024, "dim_ff": 4096, "num_heads": 16, "num_layers": 24}
+_SIZES: dict[str, dict[str, Any]] = {
+    "bert-base-cased": {"vocab_size": 28996},
+    "bert-base-uncased": {"vocab_size": 30522},
+    "bert-large-cased": {"vocab_size": 28996, **_LARGE},
+    "bert-large-uncased": {"vocab_size": 30522, **_LARGE},
+    "bert-base-chinese": {"vocab_size": 21128},
+    "bert-base-multilingual-cased": {"vocab_size": 119547},
+}
+_ATTENTION = {
+    "project_q.*": "self.query.*",
+    "project_k.*": "self.key.*",
+    "project_v.*": "self.value.*",
+    "attention_out.*": "output.dense.*",
+}
+_FEED_FORWARD = {"ffn.ffn.w_in.w.*": "intermediate.dense.*", "ffn.ffn.w_out.*": "output.dense.*"}
+
+
+@dataclass(kw_only=True)
+class BertConfig(EncoderLMConfig):
+    """Configuration of BERT."""
+
+    model_type: ClassVar[str] = "bert"
+    published: ClassVar[Mapping[str, Published]] = {
+        name: Published(f"google-bert/{name}", {"tied": True, **size}) for name, size in _SIZES.items()
+    }
+    huggingface: ClassVar[Mapping[str, tuple[str, Any]]] = {
+        "vocab_size": ("vocab_size", 30522),
+        "type_size": ("type_vocab_size", 2),
+        "position_size": ("max_position_embeddings", 512),
+        "dim_model": ("hidden_size", 768),
+        "num_heads": ("num_attention_heads", 12),
+        "dim_ff": ("intermediate_size", 3072),
+        "num_layers": ("num_hidden_layers", 12),
+        "dropout_p": ("hidden_dropout_prob", 0.1),
+        "att_dropout_p": ("attention_probs_dropout_prob", 0.1),
+        "norm_eps": ("layer_norm_eps", 1e-12),
+        "ffn_activate_fn": ("hidden_act", "gelu"),
+        "tied": ("tie_word_embeddings", True),
+        "is_decoder": ("is_decoder", False),
+        "add_cross_attention": ("add_cross_attention", False),
+    }
+    huggingface_fixed: ClassVar[Mapping[str, Any]] = {"position_embedding_type": "absolute"}
+
+    vocab_size: int = 119547
+    position_size: int | None = 512
+    position_bias_max_distance: int = 1024
+    dropout_p: float = 0.1
+    norm_bias: bool = True
+    norm_eps: float = 1e-12
+    att_bias: bool = True
+    att_mask_value: float = -10000.0
+    ffn_bias: bool = True
+    ffn_activate_fn: str = "gelu"
+    ffn_dropout_p: float | None = 0.0
+    attn_scale: bool = True
+    post_layer_norm: bool = True
+
+
+class Bert(EncoderLM):
+    """BERT: an encoder with post-layer-norm, trained to fill in masked tokens."""
+
+    config_class = BertConfig
+
+    @classmethod
+    def table(cls, config: BertConfig) -> Table:
+        """The rules. Post-layer-norm models keep the tree of pre-layer-norm ones: a norm is the previous output's."""
+        architecture = "BertLMHeadModel" if config.is_decoder else "BertForMaskedLM"
+        if config.cls_head is not None:
+            architecture = "BertForTokenClassification"
+        ours, theirs = "encoder.layers.{i}", "encoder.layer.{i}"
+        embedding, output = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
+        biases = ("cls.predictions.bias", "cls.predictions.decoder.bias")
+        # The norm after self-attention stands before cross-attention, or without it before the feed-forward layer.
+        norms = ["attention.output.LayerNorm.*", "crossattention.output.LayerNorm.*"][: 1 + config.add_cross_attention]
+        return Table(
+            rules=[
+                Rule("input_embedding.weight", (embedding, output)),
+                Rule("position_embedding.weight", "embeddings.position_embeddings.weight"),
+                Rule("token_type_embedding.weight", "embeddings.token_type_embeddings.weight"),
+                Rule("encoder.layers.0.self_att.layernorm_before_attention.*", "embeddings.LayerNorm.*"),
+                Rule("encoder.layers.{i+1}.self_att.layernorm_before_attention.*", f"{theirs}.output.LayerNorm.*"),
+                Rule("encoder.output_layernorm.*", "encoder.layer.{last}.output.LayerNorm.*"),
+                *within(ours, theirs, {"cross_att.layernorm_before_attention.*": norms[0]}),
+                *within(ours, theirs, {"ffn.layernorm_before_ffn.*": norms[-1], **_FEED_FORWARD}),
+                *within(f"{ours}.self_att.self_attention", f"{theirs}.attention", _ATTENTION),
+                *within(f"{ours}.cross_att.self_attention", f"{theirs}.crossattention", _ATTENTION),
+                Rule("pooler.dense.*", "pooler.dense.*"),
+                *within("lm_head", "cls.predictions.transform", {"dense.*": "dense.*", "layer_norm.*": "LayerNorm.*"}),
+                Rule("lm_head.decoder.weight", output, fallback=embedding),
+                Rule("lm_head.decoder.bias", biases if config.tied else biases[::-1]),
+                Rule("cls_projection.*", "classifier.*"),
+            ],
+            prefix="bert.",
+            architecture=architecture,
+            unprefixed=("cls.", "classifier."),
+            derived=(r"embeddings\.position_ids",),
+            unused=(r"cls\.seq_relationship\..*",),
+            renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+        )

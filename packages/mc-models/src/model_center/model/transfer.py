@@ -1,0 +1,197 @@
+"""Moving tensors between a checkpoint and a model along weight rules, strictly and a few at a time."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from model_center.engine import current_engine
+from model_center.model.checkpoint import Checkpoint
+from model_center.model.rules import Row, Table
+
+logger = logging.getLogger(__name__)
+
+_BATCH_BYTES = 2**27  # held at a time: a tensor by itself would make engines walk through the model for each
+
+
+@dataclass
+class Problems:
+    """What keeps a checkpoint from being loaded, collected so that all of it is reported at once."""
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+
+    def raise_if_any(self, what: str) -> None:
+        """Raises a ValueError that lists everything, if there is anything."""
+        kinds = {
+            "missing from the checkpoint": self.missing,
+            "unexpected in the checkpoint": self.unexpected,
+            "of the wrong shape": self.misshaped,
+            "copies that differ": self.differing,
+        }
+        lines = [
+            line
+            for kind, items in kinds.items()
+            if items
+            for line in (f"{len(items)} {kind}:", *(f"  {item}" for item in items))
+        ]
+        if lines:
+            raise ValueError("\n".join([f"cannot load {what}:", *lines]))
+
+
+@dataclass(frozen=True)
+class WeightImport:
+    """One import of a checkpoint into a model.
+
+    The model's heads alone may be absent from the checkpoint as a whole (they keep their fresh values) or left over
+    in it; both are said once, by name, in a log message. Everything else must match to the last name and shape.
+
+    Attributes:
+        model: the model.
+        checkpoint: the tensors.
+        rows: what becomes what, for all tensors that the family can have.
+        table: the other conventions of the checkpoint, or None where it uses our own names.
+        heads: names of our head modules.
+    """
+
+    model: torch.nn.Module
+    checkpoint: Checkpoint
+    rows: Sequence[Row]
+    table: Table | None
+    heads: tuple[str, ...]
+
+    def run(self) -> None:
+        """Checks everything, then copies a few tensors at a time.
+
+        Raises:
+            ValueError: names every missing, unexpected and mis-shaped tensor; the model is untouched then.
+        """
+        wanted = current_engine().state_shapes(self.model)
+        held = self._held()
+        sources = self._sources(wanted, held)
+        absent, missing = self._absent_heads(wanted, {name for row in sources for name in row.ours})
+        loaded = {row: source for row, source in sources.items() if not self._is_in(row.ours[0], absent)}
+        left_over, unexpected = self._left_over(wanted, held)
+        problems = Problems(missing, unexpected)
+        for row, source in loaded.items():
+            self._check(row, source, held, wanted, problems)
+        problems.raise_if_any(f"{self.checkpoint.path} into {type(self.model).__name__}")
+        self._say(absent, left_over)
+        batch: dict[str, Tensor] = {}
+        for row, source in loaded.items():
+            tensors = [self.checkpoint.read(held[source])]
+            for operation in row.operations:
+                tensors = operation.to_ours(tensors)
+            batch |= zip(row.ours, tensors, strict=True)
+            if sum(tensor.nbytes for tensor in batch.values()) > _BATCH_BYTES:
+                current_engine().load_state_dict(self.model, batch)
+                batch.clear()
+        current_engine().load_state_dict(self.model, batch)
+
+    def _held(self) -> dict[str, str]:
+        """Canonical name -> name in the checkpoint, for all tensors that mean something."""
+        if self.table is None:
+            return {name: name for name in self.checkpoint.names()}
+        held = {self.table.canonical(name): name for name in self.checkpoint.names()}
+        return {canonical: name for canonical, name in held.items() if not self.table.is_derived(canonical)}
+
+    def _sources(self, wanted: Mapping[str, torch.Size], held: Mapping[str, str]) -> dict[Row, str]:
+        """The tensor that each row reads, for rows of tensors that this model has."""
+        sources = {}
+        for row in self.rows:
+            names = [*row.theirs, *([row.fallback] if row.fallback else [])]
+            source = next((name for name in names if name in held), None)
+            if source is not None and all(name in wanted for name in row.ours):
+                sources[row] = source
+        return sources
+
+    def _absent_heads(self, wanted: Mapping[str, torch.Size], found: set[str]) -> tuple[list[str], list[str]]:
+        """The heads of which nothing but fallbacks is there, and what is missing elsewhere."""
+        fallbacks = {name for row in self.rows if row.fallback for name in row.ours}
+        absent = []
+        for head in self.heads:
+            names = [name for name in wanted if self._is_in(name, [head])]
+            if names and not found.intersection(names) - fallbacks and not fallbacks.issuperset(names):
+                absent.append(head)
+        return absent, [name for name in wanted if name not in found and not self._is_in(name, absent)]
+
+    def _left_over(self, wanted: Mapping[str, torch.Size], held: Mapping[str, str]) -> tuple[list[str], list[str]]:
+        """What the checkpoint holds for heads that this model lacks, and what nobody expects."""
+        head_names: set[str] = set()
+        used: set[str] = set()
+        for row in self.rows:
+            if all(name in wanted for name in row.ours):
+                used.update(row.theirs)
+            elif self._is_in(row.ours[0], self.heads):
+                head_names.update(row.theirs)
+        left_over: list[str] = []
+        unexpected: list[str] = []
+        for canonical, name in held.items():
+            if canonical in used:
+                continue
+            unused = self._is_in(name, self.heads) if self.table is None else self.table.is_unused(canonical)
+            (left_over if unused or canonical in head_names else unexpected).append(name)
+        return left_over, unexpected
+
+    def _check(
+        self, row: Row, source: str, held: Mapping[str, str], wanted: Mapping[str, torch.Size], problems: Problems
+    ) -> None:
+        shape = self.checkpoint.shape(held[source])
+        try:
+            tensors = [torch.empty(shape, device="meta")]
+            for operation in row.operations:
+                tensors = operation.to_ours(tensors)
+        except ValueError as error:
+            problems.misshaped.append(f"{held[source]} {shape}: {error}")
+            return
+        for name, tensor in zip(row.ours, tensors, strict=True):
+            if tensor.shape != wanted[name]:
+                problems.misshaped.append(
+                    f"{name} is {tuple(tensor.shape)} (from {held[source]} {shape}), must be {tuple(wanted[name])}"
+                )
+        elsewhere = {other.theirs[0] for other in self.rows if other is not row and set(other.ours) <= wanted.keys()}
+        for name in set(row.theirs).intersection(held) - {source} - elsewhere:
+            if not torch.equal(self.checkpoint.read(held[name]), self.checkpoint.read(held[source])):
+                problems.differing.append(f"{held[name]} and {held[source]}")
+
+    def _say(self, absent: Sequence[str], left_over: Sequence[str]) -> None:
+        name = type(self.model).__name__
+        if absent:
+            logger.warning("%s has no weights for %s; it is newly initialised", self.checkpoint.path, ", ".join(absent))
+        if left_over:
+            logger.warning("%s holds weights that this %s has no use for: %s", self.checkpoint.path, name, left_over)
+
+    @staticmethod
+    def _is_in(name: str, heads: Sequence[str]) -> bool:
+        return name.partition(".")[0] in heads
+
+
+def exported(
+    state: Mapping[str, Tensor], rows: Sequence[Row], rename: Callable[[str], str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model under the other side's names.
+
+    Args:
+        state: our tensors by name.
+        rows: what becomes what.
+        rename: what turns a row's name into the one that is written.
+
+    Raises:
+        ValueError: tensors that no rule explains, or that the other side cannot express.
+    """
+    usable = [row for row in rows if all(name in state for name in row.ours)]
+    covered = {name for row in usable for name in row.ours}
+    if unexplained := [name for name in state if name not in covered]:
+        raise ValueError(f"the other side has no place for these tensors: {', '.join(unexplained)}")
+    for row in usable:
+        tensors = [state[name] for name in row.ours]
+        try:
+            for operation in reversed(row.operations):
+                tensors = operation.to_theirs(tensors)
+        except ValueError as error:
+            raise ValueError(f"cannot export {' and '.join(row.ours)}: {error}") from error
+        yield rename(row.theirs[0]), tensors[0]
