@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from model_center import dataset
+from model_center.dataset.indexed import MMapIndexedDataset, make_builder
 
 with tempfile.TemporaryDirectory() as folder:
-    builder = dataset.make_builder(str(Path(folder) / "corpus.bin"), impl="mmap", vocab_size=1000)
+    builder = make_builder(str(Path(folder) / "corpus.bin"))
     rows = [np.array([1, 2, 3]), np.array([4, 5])]
     for row in rows:
         builder.add_item(row)
         builder.end_document()
     builder.finalize(str(Path(folder) / "corpus.idx"))
-    corpus = dataset.MMapIndexedDataset(str(Path(folder) / "corpus"))
+    corpus = MMapIndexedDataset(str(Path(folder) / "corpus"))
     assert len(corpus) == 2
     assert [corpus[number].tolist() for number in range(2)] == [row.tolist() for row in rows]
     del corpus

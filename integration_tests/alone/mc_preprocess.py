@@ -1,13 +1,27 @@
-"""The tools import without torch and the command explains itself, with mc-preprocess and what it needs installed."""
+"""A text becomes an indexed corpus, with nothing but mc-preprocess and what it needs installed."""
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from model_center.dataset.indexed import MMapIndexedDataset
 from model_center.tools import indexed_dataset
 
 assert indexed_dataset.make_builder
-shown = subprocess.run([Path(sys.executable).parent / "mc-preprocess", "--help"], capture_output=True, text=True)
-assert shown.returncode == 0, shown.stderr
-assert "mc-preprocess" in shown.stdout
+with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    (folder / "vocab").mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "morning"]
+    (folder / "vocab" / "vocab.txt").write_text("\n".join(words) + "\n")
+    (folder / "text.txt").write_text("good morning\nmorning morning good\n")
+    command = [str(Path(sys.executable).parent / "mc-preprocess"), "tokenize", "--input", str(folder / "text.txt")]
+    options = ["--output", str(folder / "corpus"), "--tokenizer", str(folder / "vocab"), "--layout", "single"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (index,) = folder.glob("corpus*.idx")
+    corpus = MMapIndexedDataset(str(index.with_suffix("")))
+    assert corpus[0].tolist()[:2] == [5, 6], corpus[0]
+    assert corpus[1].tolist()[:3] == [6, 6, 5], corpus[1]
+    del corpus
 assert "torch" not in sys.modules
