@@ -142,7 +142,8 @@ def test_relative_bias_is_added_and_rotation_applied() -> None:
             expected, position_bias = attention(q, k, v, bias=bias[None]), bias
         else:
             rotary = RotaryEmbedding(4)
-            expected, position_bias = attention(*rotary(q, k), v), rotary
+            q, k = rotary(q, k)
+            expected, position_bias = attention(q, k, v), rotary
         expected = plain.attention_out(torch.cat(expected.unbind(1), -1))
         assert_close(layer(x, x, None, position_bias), expected)
         assert not torch.allclose(plain(x, x, None), expected)
@@ -178,6 +179,6 @@ def test_length_scale_reaches_all_projections() -> None:
     plain.load_state_dict(layer.state_dict())
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
-            parameter /= 4 if name.startswith("attention_out") else 3
+            parameter.div_(4 if name.startswith("attention_out") else 3)
     x = torch.randn(1, 3, 9, dtype=F64)
     assert_close(layer(x, x, None), plain(x, x, None))

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from gradients import assert_gradients, randomize
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -36,6 +36,7 @@ def bucket(distance: int, bidirectional: bool, num_buckets: int, max_distance: i
     st.booleans(),
     st.sampled_from([(32, 128), (32, 1024), (8, 20), (4, 7)]),
 )
+@settings(deadline=None)
 def test_buckets(distance: int, bidirectional: bool, sizes: tuple[int, int]) -> None:
     layer = RelativePositionEmbedding(1, *sizes, bidirectional)
     assert layer.buckets(torch.tensor(distance)).item() == bucket(distance, bidirectional, *sizes)
@@ -102,6 +103,7 @@ def test_rotations_are_computed_in_float32_for_half_precision() -> None:
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+@settings(deadline=None)
 def test_rotated_products_depend_on_distance_only(a: int, b: int, shift: int) -> None:
     rotary = RotaryEmbedding(4)
     query, key = torch.randn(1, 6, dtype=F64), torch.randn(1, 6, dtype=F64)

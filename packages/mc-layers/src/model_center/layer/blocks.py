@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model_center.layer.attention import Attention, Mask, PositionBias
 from model_center.layer.cache import CrossAttentionCache, LayerCache, SelfAttentionCache
-from model_center.layer.checks import check_last_dim, check_probability
+from model_center.layer.checks import check_last_dim, check_positive, check_probability
 from model_center.layer.feedforward import FeedForward
 from model_center.layer.layernorm import LayerNorm
 from model_center.layer.module import Module
@@ -52,6 +52,7 @@ class _AttentionBlock(AttentionOptions, _ResidualBlock):
     dim_head: int
 
     def __post_init__(self) -> None:
+        check_positive(dim_model=self.dim_model)
         check_probability(dropout_p=self.dropout_p)
         self.layernorm_before_attention = LayerNorm(**select(LayerNorm, self, prefix="norm_", dim_norm=self.dim_model))
         self.self_attention = Attention(**select(Attention, self, prefix="att_", dim_in=self.dim_model))
@@ -195,6 +196,7 @@ class FFNBlock(FeedForwardOptions, _ResidualBlock):
     dim_ff: int
 
     def __post_init__(self) -> None:
+        check_positive(dim_model=self.dim_model)
         check_probability(dropout_p=self.dropout_p)
         self.layernorm_before_ffn = LayerNorm(**select(LayerNorm, self, prefix="norm_", dim_norm=self.dim_model))
         self.ffn = FeedForward(**select(FeedForward, self, prefix="ffn_", dim_in=self.dim_model))

@@ -45,6 +45,7 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x`, shape (…, dim_norm), into the same shape."""
         check_last_dim("x", x, "dim_norm", self.dim_norm)
-        if self.bias is None:
+        bias = self.bias  # an engine may gather a parameter each time it is read
+        if bias is None:
             return F.rms_norm(x, (self.dim_norm,), self.weight, self.eps)
-        return F.layer_norm(x, (self.dim_norm,), self.weight, self.bias, self.eps)
+        return F.layer_norm(x, (self.dim_norm,), self.weight, bias, self.eps)

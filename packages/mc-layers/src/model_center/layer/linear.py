@@ -51,8 +51,8 @@ class Linear(WeightMatrix):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, seq_len, dim_in), or any (…, dim_in), to (…, dim_out)."""
         check_last_dim("x", x, "dim_in", self.dim_in)
-        weight = self.float_weight()
+        weight, bias = self.float_weight(), self.bias
         if not self.length_scale:
-            return F.linear(x, weight, self.bias)
+            return F.linear(x, weight, bias)
         product = F.linear(x, weight) / math.sqrt(self.dim_in)
-        return product if self.bias is None else product + self.bias
+        return product if bias is None else product + bias

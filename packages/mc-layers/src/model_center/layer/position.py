@@ -68,10 +68,11 @@ class RelativePositionEmbedding(Module):
             Tensor of shape (num_heads, query_len, key_len).
         """
         check_positive(query_len=query_len, key_len=key_len)
+        table = self.relative_attention_bias
         # Query and key matter through their distance only, so one row of all distances holds every value once.
         first = -(query_offset + query_len - 1)
-        distances = torch.arange(first, first + query_len + key_len - 1, device=self.relative_attention_bias.device)
-        by_distance = F.embedding(self.buckets(distances), self.relative_attention_bias).t().contiguous()
+        distances = torch.arange(first, first + query_len + key_len - 1, device=table.device)
+        by_distance = F.embedding(self.buckets(distances), table).t().contiguous()
         return by_distance.unfold(1, key_len, 1).flip(1)
 
     def buckets(self, distances: Tensor) -> Tensor:
