@@ -5,10 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from model_center.dataset.indexed import MMapIndexedDataset
 from model_center.tools import indexed_dataset
 
-assert indexed_dataset.make_builder
 with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     (folder / "vocab").mkdir()
@@ -20,7 +18,7 @@ with tempfile.TemporaryDirectory() as name:
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (index,) = folder.glob("corpus*.idx")
-    corpus = MMapIndexedDataset(str(index.with_suffix("")))
+    corpus = indexed_dataset.MMapIndexedDataset(str(index.with_suffix("")))
     assert corpus[0].tolist()[:2] == [5, 6], corpus[0]
     assert corpus[1].tolist()[:3] == [6, 6, 5], corpus[1]
     del corpus
