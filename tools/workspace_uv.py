@@ -175,9 +175,12 @@ def registry_environment() -> dict[str, str]:
 def uv_environment(root: Path) -> dict[str, str]:
     """Those of `registry_environment`, and one that offers a local build of torch from pip's folders of wheels.
 
-    A local build (for the CPU, say) counts only if it is of the locked version and for the running Python.
+    A local build (for the CPU, say) counts only if it is of the locked version and for the running Python. Where the
+    user has no home to write to, uv's cache goes to the checkout.
     """
     environment = registry_environment()
+    if not os.access(Path("~").expanduser(), os.W_OK) and {"UV_CACHE_DIR", "XDG_CACHE_HOME"}.isdisjoint(os.environ):
+        environment["UV_CACHE_DIR"] = str(root / ".uv" / "cache")
     folders = [Path(entry.removeprefix("file://")) for entry in pip_settings().get("find-links", "").split()]
     lock = (root / "uv.lock").read_text()
     indexes = [

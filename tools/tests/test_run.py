@@ -167,8 +167,9 @@ def test_pip_settings_take_variables_first() -> None:
 
 
 def test_uv_is_told_what_pip_knows(monkeypatch: pytest.MonkeyPatch, checkout: Checkout, tmp_path: Path) -> None:
-    for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_SYSTEM_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_SYSTEM_CERTS", "SSL_CERT_FILE", "SSL_CERT_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     (wheels / "uv-0.13.9+local-py3-none-any.whl").touch()
@@ -187,3 +188,6 @@ def test_uv_is_told_what_pip_knows(monkeypatch: pytest.MonkeyPatch, checkout: Ch
     monkeypatch.setattr("workspace_uv.pip_settings", dict)
     monkeypatch.delenv("UV_DEFAULT_INDEX")
     assert uv_environment(checkout.root) == {"UV_PYTHON_DOWNLOADS": "never"}
+    monkeypatch.setenv("HOME", "/no/such/home")
+    monkeypatch.delenv("UV_CACHE_DIR", raising=False)
+    assert uv_environment(checkout.root)["UV_CACHE_DIR"] == str(checkout.root / ".uv" / "cache")
