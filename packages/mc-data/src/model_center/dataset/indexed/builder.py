@@ -26,7 +26,7 @@ from .format import (
     pointers_from_sizes,
     prefix_of,
 )
-from .manifest import BLOCK_BYTES, Manifest, RecordingWriter
+from .manifest import BLOCK_BYTES, FileRecord, Manifest, RecordingWriter
 from .reader import MMapIndexedDataset
 
 
@@ -67,7 +67,6 @@ class MMapIndexedDatasetBuilder:
         self._data = RecordingWriter(self._staging.open(".bin"))
         self._buffer = np.empty(BLOCK_BYTES // self.dtype.itemsize, dtype=self.dtype)
         self._filled = 0
-        self._tokens = 0
         self._sizes = array("i")
         self._boundaries = array("q", [0])
 
@@ -220,19 +219,7 @@ class MMapIndexedDatasetBuilder:
                 stacklevel=3,
             )
         sizes = np.asarray(self._sizes, dtype=SIZE_DTYPE)
-        index = RecordingWriter(self._staging.open(".idx"))
-        index.write(IndexHeader(self.dtype, len(sizes), len(boundaries)).pack())
-        for part in (sizes, pointers_from_sizes(sizes, self.dtype), boundaries):
-            index.write(part.tobytes())
-        manifest = Manifest(
-            dtype=self.dtype.name,
-            sequences=len(sizes),
-            documents=len(boundaries) - 1,
-            tokens=self._tokens,
-            files={".bin": self._data.record(), ".idx": index.record()},
-            provenance=self.provenance,
-        )
-        RecordingWriter(self._staging.open(".manifest.json")).write(manifest.to_json())
+        stage_index(self._staging, self.dtype, sizes, boundaries, self._data.record(), self.provenance)
 
     def _checked(self, tokens: npt.ArrayLike) -> Array:
         """Return `tokens` as an array whose values all fit the dtype."""
@@ -278,8 +265,40 @@ class MMapIndexedDatasetBuilder:
 
     def _flush(self) -> None:
         self._data.write(self._buffer[: self._filled].data)
-        self._tokens += self._filled
         self._filled = 0
+
+
+def stage_index(
+    staging: Staging,
+    dtype: np.dtype[Any],
+    sizes: Array,
+    boundaries: Array,
+    data: FileRecord,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the `.idx` file and the manifest that belong to a `.bin` file.
+
+    Args:
+        staging: Where they are staged.
+        dtype: Type of the tokens.
+        sizes: Number of tokens of each sequence, of shape (sequences,).
+        boundaries: Document boundaries, of shape (documents + 1,).
+        data: What the `.bin` file holds.
+        provenance: What the manifest is to say of the data's origin.
+    """
+    index = RecordingWriter(staging.open(".idx"))
+    index.write(IndexHeader(dtype, len(sizes), len(boundaries)).pack())
+    for part in (sizes, pointers_from_sizes(sizes, dtype), boundaries):
+        index.write(part.tobytes())
+    manifest = Manifest(
+        dtype=dtype.name,
+        sequences=len(sizes),
+        documents=len(boundaries) - 1,
+        tokens=data.bytes // dtype.itemsize,
+        files={".bin": data, ".idx": index.record()},
+        provenance=provenance,
+    )
+    RecordingWriter(staging.open(".manifest.json")).write(manifest.to_json())
 
 
 def make_builder(

@@ -40,13 +40,22 @@ class Staging:
     def open(self, suffix: str) -> BinaryIO:
         """Create an unbuffered file that is to become `prefix` + `suffix`."""
         while True:
-            path = self.prefix.with_name(f".{self.prefix.name}.{secrets.token_hex(_TOKEN_LENGTH // 2)}{suffix}.tmp")
+            path = self._temporary(suffix)
             stream = path.open("xb", buffering=0)
             fcntl.flock(stream, fcntl.LOCK_EX)
             if os.fstat(stream.fileno()).st_nlink:  # else another process took it for stale just before the lock
                 self._files[suffix] = path, stream
                 return stream
             stream.close()
+
+    def keep(self, suffix: str) -> None:
+        """Let the data set go on having the file `prefix` + `suffix` that it has now."""
+        path = self._temporary(suffix)
+        os.link(file_of(self.prefix, suffix), path)
+        self._files[suffix] = path, path.open("rb", buffering=0)
+
+    def _temporary(self, suffix: str) -> Path:
+        return self.prefix.with_name(f".{self.prefix.name}.{secrets.token_hex(_TOKEN_LENGTH // 2)}{suffix}.tmp")
 
     def sync(self) -> None:
         """Bring the content of all files to the disk."""
@@ -205,6 +214,7 @@ def _roll_forward(prefix: Path, renames: Mapping[str, str]) -> None:
             target.unlink(missing_ok=True)
         elif (temporary := prefix.with_name(renames[suffix])).exists():
             temporary.replace(target)
+            temporary.unlink(missing_ok=True)  # a rename between two links to one file leaves both
 
 
 def remove_stale(prefix: Path) -> list[Path]:

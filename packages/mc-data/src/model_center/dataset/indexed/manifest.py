@@ -32,6 +32,12 @@ class FileRecord:
     bytes: int
     crc32: str
 
+    @classmethod
+    def of(cls, data: memoryview) -> FileRecord:
+        """Return the record of a file whose content is `data`."""
+        starts = range(0, len(data), BLOCK_BYTES)
+        return cls(len(data), "".join(f"{zlib.crc32(data[start : start + BLOCK_BYTES]):08x}" for start in starts))
+
     def damaged_blocks(self, stream: BinaryIO, block_bytes: int) -> list[int]:
         """Read a file and return the numbers of the blocks whose checksum differs."""
         return [

@@ -43,18 +43,20 @@ class MMapIndexedDataset(Sequence[Array]):
 
     Args:
         path: The common prefix of the files, or one of them.
+        use_manifest: Whether a manifest, if there is one, must fit the files.
 
     Raises:
         IndexedDatasetError: A file is missing, damaged, or does not fit the others.
     """
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, *, use_manifest: bool = True) -> None:
         self.prefix: Path = prefix_of(path)
+        self._use_manifest = use_manifest
         index, data, manifest = _open_files(self.prefix)
         with index, data:
             self._map(index, data)
         self.manifest: Manifest | None = None
-        if manifest is not None:
+        if manifest is not None and use_manifest:
             self.manifest = Manifest.from_json(manifest, file_of(self.prefix, ".manifest.json"))
             self._check_manifest(self.manifest)
 
@@ -73,7 +75,7 @@ class MMapIndexedDataset(Sequence[Array]):
         self.dtype: np.dtype[Any] = header.dtype
         buffer = memoryview(mmap.mmap(index.fileno(), 0, access=mmap.ACCESS_READ))
         self.sizes: npt.NDArray[np.int32] = np.frombuffer(buffer, SIZE_DTYPE, header.sequences, header.sizes_offset)
-        self._pointers: IntArray = np.frombuffer(buffer, POINTER_DTYPE, header.sequences, header.pointers_offset)
+        self.pointers: IntArray = np.frombuffer(buffer, POINTER_DTYPE, header.sequences, header.pointers_offset)
         self.doc_idx: IntArray = np.frombuffer(buffer, POINTER_DTYPE, header.boundaries, header.boundaries_offset)
         # Views of machine integers give Python integers, several times faster than elements of an array.
         self._size_view = buffer[header.sizes_offset : header.pointers_offset].cast("i")
@@ -87,10 +89,10 @@ class MMapIndexedDataset(Sequence[Array]):
         if data_bytes:
             self.tokens = np.frombuffer(mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ), self.dtype)
         if header.sequences > CHECKED_AT_OPEN:
-            end = int(self._pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
+            end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
             problem = None if end == data_bytes else f"its sequences end at byte {end} of {data_bytes} in the .bin file"
         else:
-            problem = index_problem(self.sizes, self._pointers, self.doc_idx, self.dtype, data_bytes)
+            problem = index_problem(self.sizes, self.pointers, self.doc_idx, self.dtype, data_bytes)
         if problem:
             raise IndexedDatasetError(f"{name}: {problem}")
 
@@ -105,10 +107,10 @@ class MMapIndexedDataset(Sequence[Array]):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"prefix": self.prefix}
+        return {"path": self.prefix, "use_manifest": self._use_manifest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["prefix"])  # type: ignore[misc]  # a worker opens the files anew
+        self.__init__(**state)  # type: ignore[misc]  # a worker opens the files anew
 
     def __repr__(self) -> str:
         sizes = f"{len(self)} sequences, {len(self.tokens)} {self.dtype.name} tokens"
@@ -170,7 +172,7 @@ class MMapIndexedDataset(Sequence[Array]):
         wanted = np.asarray(indices, dtype=np.int64)
         if not wanted.size:
             return []
-        starts, sizes = self._pointers[wanted], self.sizes[wanted].astype(np.int64)
+        starts, sizes = self.pointers[wanted], self.sizes[wanted].astype(np.int64)
         ends = starts + sizes * self.dtype.itemsize
         if starts.min() < 0 or sizes.min() < 0 or ends.max() > self._data_bytes or (starts % self.dtype.itemsize).any():
             wrong = (starts < 0) | (sizes < 0) | (ends > self._data_bytes) | (starts % self.dtype.itemsize != 0)
@@ -203,7 +205,7 @@ class MMapIndexedDataset(Sequence[Array]):
     def _outside(self, index: int) -> IndexedDatasetError:
         return IndexedDatasetError(
             f"{file_of(self.prefix, '.idx')}: sequence {index} should have {self.sizes[index]} tokens from byte "
-            f"{self._pointers[index]} on, which does not lie in the .bin file of {self._data_bytes} bytes"
+            f"{self.pointers[index]} on, which does not lie in the .bin file of {self._data_bytes} bytes"
         )
 
 
