@@ -21,10 +21,11 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Codes, int8 from -127 to 127 in the shape of `weight`, and scales of its dtype, shape (rows,).
     """
-    scale = weight.abs().amax(dim=1) / 127
-    # A row of zeros, or one that its dtype can't scale, has codes of zero whatever the scale.
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    scale = (wide.abs().amax(dim=1) / 127).to(weight.dtype)
+    # A row of zeros, or one so small that its dtype has no scale for it, has codes of zero whatever the scale.
     scale = scale.masked_fill(scale == 0, 1.0)
-    codes = (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
+    codes = (wide / scale.to(wide.dtype)[:, None]).round().clamp(-127, 127).to(torch.int8)
     return codes, scale
 
 
@@ -33,8 +34,8 @@ class WeightMatrix(Module):
 
     With `int8` the matrix is held as 8-bit codes and one scale per row, which takes half of fp16's memory, and is
     turned back into floating point in every forward pass. That is for inference: asking for gradients is an error.
-    Names and shapes in the state dict stay those of the floating-point layer: loading quantizes, saving writes the
-    dequantized matrix, and loading that again gives the same codes.
+    Names and shapes in the state dict stay those of the floating-point layer: loading quantizes, and saving writes the
+    dequantized matrix, which quantizes to the same codes again (in bfloat16 to within one).
     """
 
     weight: torch.nn.Parameter
