@@ -11,16 +11,31 @@ from typing import TYPE_CHECKING, Any
 from .protocol import Tokenizer
 
 if TYPE_CHECKING:
+    from .cpm import CPM1Tokenizer, CPM2Tokenizer
+    from .loading import load_tokenizer
     from .pretrained import BertTokenizer, GPT2Tokenizer, GPTjTokenizer, T5Tokenizer
 
 __version__ = version("mc-tokenizers")
-__all__ = ["BertTokenizer", "GPT2Tokenizer", "GPTjTokenizer", "T5Tokenizer", "Tokenizer", "__version__"]
+__all__ = [
+    "BertTokenizer",
+    "CPM1Tokenizer",
+    "CPM2Tokenizer",
+    "GPT2Tokenizer",
+    "GPTjTokenizer",
+    "T5Tokenizer",
+    "Tokenizer",
+    "__version__",
+    "load_tokenizer",
+]
 
 _HOMES = {
     "BertTokenizer": ".pretrained",
+    "CPM1Tokenizer": ".cpm",
+    "CPM2Tokenizer": ".cpm",
     "GPT2Tokenizer": ".pretrained",
     "GPTjTokenizer": ".pretrained",
     "T5Tokenizer": ".pretrained",
+    "load_tokenizer": ".loading",
 }
 
 

@@ -7,21 +7,30 @@ where Transformers would quietly build a tokenizer that knows no words.
 import hashlib
 import os
 import re
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import transformers
 
-from .resolve import Layout, describe_layouts, local_path
-from .vocabulary import check_merges, check_sentencepiece_model, read_json, read_vocabulary, require_tokens
+from .resolve import (
+    BERT_REPOSITORIES,
+    GPT2_REPOSITORIES,
+    GPTJ_REPOSITORIES,
+    T5_REPOSITORIES,
+    Layout,
+    find_files,
+    local_path,
+)
+from .vocabulary import check_merges, read_json, read_tokens, require_tokens
 
 
 class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[misc]  # untyped library
     """What the four classes add to Transformers' own."""
 
+    repositories: ClassVar[dict[str, str]]
     layouts: ClassVar[tuple[Layout, ...]]
     backend_model: ClassVar[str]
+    required_tokens: ClassVar[dict[str, str]]
 
     @classmethod
     def from_pretrained(
@@ -49,12 +58,17 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
             ValueError: The files are missing, or are not what this class reads.
         """
         path = local_path(
-            pretrained_model_name_or_path, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir
+            pretrained_model_name_or_path,
+            cls.repositories,
+            revision=revision,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
         )
-        files = cls._files(path)
+        files = find_files(path, cls.layouts, cls.__name__)
         options = cls._options(files, options)
+        source = files[0] if path.is_file() and len(files) == 1 else files[0].parent
         try:
-            tokenizer: Self = super().from_pretrained(str(path), *init_inputs, local_files_only=True, **options)
+            tokenizer: Self = super().from_pretrained(str(source), *init_inputs, local_files_only=True, **options)
         except Exception as error:  # the tokenizers library raises bare Exceptions
             names = " and ".join(str(file) for file in files)
             raise ValueError(f"{names}: Transformers could not build a {cls.__name__} of it: {error}") from error
@@ -69,27 +83,14 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
         return tokenizer
 
     @classmethod
-    def _files(cls, path: Path) -> list[Path]:
-        """The files of the first complete layout at ``path``."""
-        if path.is_file():
-            single = [layout[0] for layout in cls.layouts if len(layout) == 1]
-            if any(path.suffix == Path(name).suffix for name in single):
-                return [path]
-            path = path.parent
-        for layout in cls.layouts:
-            files = [path / name for name in layout]
-            if all(file.is_file() for file in files):
-                return files
-        present = ", ".join(sorted(entry.name for entry in path.iterdir())[:10]) or "nothing"
-        raise ValueError(
-            f"{path} holds no vocabulary for {cls.__name__}: looked for {describe_layouts(cls.layouts)}; "
-            f"found {present}"
-        )
-
-    @classmethod
-    @abstractmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
         """Check the files, and add to the given options those that the files call for."""
+        # Transformers would add a missing special token behind the vocabulary, where the model has no embedding.
+        stated = {**_tokenizer_config(files), **options}
+        names = {name: stated.get(name) or token for name, token in cls.required_tokens.items()}
+        tokens = {name: token["content"] if isinstance(token, dict) else str(token) for name, token in names.items()}
+        require_tokens(files[0], dict.fromkeys(read_tokens(files[0])), tokens)
+        return options
 
     def _complete(self) -> None:
         """Add what the files leave open."""
@@ -97,7 +98,8 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
     @property
     def name(self) -> str:
         """Last part of the directory or identifier it was loaded from, or the class's name."""
-        return Path(self.name_or_path).name or type(self).__name__
+        path = Path(self.name_or_path)
+        return (path.parent if path.is_file() else path).name or type(self).__name__
 
     @property
     def fingerprint(self) -> str:
@@ -131,24 +133,22 @@ class BertTokenizer(_ModelCenterTokenizer, transformers.BertTokenizer):  # type:
     plain directory of ``bert-base-cased`` works. ``eod_id`` is the id of ``[SEP]``.
     """
 
+    repositories = BERT_REPOSITORIES
     layouts = (("tokenizer.json",), ("vocab.txt",))
     backend_model = "WordPiece"
+    required_tokens: ClassVar = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
     @classmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
-        file = files[0]
-        config = file.parent / "tokenizer_config.json"
-        if file.suffix == ".json":
-            normalizer = read_json(file).get("normalizer") or {}
+        options = super()._options(files, options)
+        if "do_lower_case" in _tokenizer_config(files):
+            return options
+        if files[0].suffix == ".json":
+            normalizer = read_json(files[0]).get("normalizer") or {}
             lower_case = bool(normalizer.get("lowercase", True))
         else:
-            words = read_vocabulary(file)
-            names = {name: f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-            expected = {f"{name}_token": str(options.get(f"{name}_token", token)) for name, token in names.items()}
-            require_tokens(file, words, expected)
-            lower_case = not any(re.fullmatch("[A-Z][a-z]+", word) for word in words)
-        stated = read_json(config) if config.is_file() else {}
-        return options if "do_lower_case" in stated else {"do_lower_case": lower_case, **options}
+            lower_case = not any(re.fullmatch("[A-Z][a-z]+", word) for word in read_tokens(files[0]))
+        return {"do_lower_case": lower_case, **options}
 
     @property
     def eod_id(self) -> int:
@@ -163,14 +163,16 @@ class GPT2Tokenizer(_ModelCenterTokenizer, transformers.GPT2Tokenizer):  # type:
     the padding id of the GPT-2 model of `model_center.model`.
     """
 
+    repositories = GPT2_REPOSITORIES
     layouts = (("tokenizer.json",), ("vocab.json", "merges.txt"))
     backend_model = "BPE"
+    required_tokens: ClassVar = {"eos_token": "<|endoftext|>"}
 
     @classmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
         if len(files) == 2:
             check_merges(files[1])
-        return options
+        return super()._options(files, options)
 
     def _complete(self) -> None:
         if self.pad_token is None:
@@ -180,6 +182,8 @@ class GPT2Tokenizer(_ModelCenterTokenizer, transformers.GPT2Tokenizer):  # type:
 class GPTjTokenizer(GPT2Tokenizer):
     """GPT-J's tokenizer (section 1.8.3): GPT-2's with 143 additional tokens; it pads with ``<|endoftext|>``."""
 
+    repositories = GPTJ_REPOSITORIES
+
     def _complete(self) -> None:
         if self.pad_token is None:
             self.add_special_tokens({"pad_token": self.eos_token})
@@ -188,8 +192,10 @@ class GPTjTokenizer(GPT2Tokenizer):
 class T5Tokenizer(_ModelCenterTokenizer, transformers.T5Tokenizer):  # type: ignore[misc]  # untyped library
     """T5's (and mT5's) sentencepiece tokenizer (section 1.9.3): Transformers' ``T5Tokenizer``."""
 
+    repositories = T5_REPOSITORIES
     layouts = (("tokenizer.json",), ("spiece.model",))
     backend_model = "Unigram"
+    required_tokens: ClassVar = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
     # Transformers reads a sentencepiece file with the class's own constructor only where the class defines one.
     def __init__(self, *inputs: Any, **options: Any) -> None:
@@ -197,7 +203,11 @@ class T5Tokenizer(_ModelCenterTokenizer, transformers.T5Tokenizer):  # type: ign
 
     @classmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
-        if files[0].suffix != ".json":
-            check_sentencepiece_model(files[0])
         # Transformers suspects every vocabulary over 100,000 entries of a fault that Mistral's had, and warns.
-        return {"fix_mistral_regex": False, **options}
+        return {"fix_mistral_regex": False, **super()._options(files, options)}
+
+
+def _tokenizer_config(files: list[Path]) -> dict[str, Any]:
+    """The options saved beside the vocabulary."""
+    file = files[0].parent / "tokenizer_config.json"
+    return read_json(file) if file.is_file() else {}

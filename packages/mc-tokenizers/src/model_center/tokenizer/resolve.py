@@ -2,28 +2,29 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # The identifiers of the documentation (sections 1.6 to 1.9) and the hub repositories that hold those checkpoints.
-HUB_REPOSITORIES = {
-    "bert-base-cased": "google-bert/bert-base-cased",
-    "bert-base-uncased": "google-bert/bert-base-uncased",
-    "bert-large-cased": "google-bert/bert-large-cased",
-    "bert-large-uncased": "google-bert/bert-large-uncased",
-    "bert-base-chinese": "google-bert/bert-base-chinese",
-    "bert-base-multilingual-cased": "google-bert/bert-base-multilingual-cased",
+BERT_REPOSITORIES = {
+    f"bert-{name}": f"google-bert/bert-{name}"
+    for name in (
+        "base-cased",
+        "base-uncased",
+        "large-cased",
+        "large-uncased",
+        "base-chinese",
+        "base-multilingual-cased",
+    )
+}
+GPT2_REPOSITORIES = {
     "gpt2-base": "openai-community/gpt2",
     "gpt2-medium": "openai-community/gpt2-medium",
     "gpt2-large": "openai-community/gpt2-large",
     "gpt2-xl": "openai-community/gpt2-xl",
-    "gptj-6b": "EleutherAI/gpt-j-6b",
-    "t5-small": "google-t5/t5-small",
-    "t5-base": "google-t5/t5-base",
-    "t5-large": "google-t5/t5-large",
-    "t5-3b": "google-t5/t5-3b",
-    "t5-11b": "google-t5/t5-11b",
 }
+GPTJ_REPOSITORIES = {"gptj-6b": "EleutherAI/gpt-j-6b"}
+T5_REPOSITORIES = {f"t5-{size}": f"google-t5/t5-{size}" for size in ("small", "base", "large", "3b", "11b")}
 
 _HUB_FILES = (
     "added_tokens.json",
@@ -46,8 +47,35 @@ def describe_layouts(layouts: Sequence[Layout]) -> str:
     return ", or ".join(" and ".join(layout) for layout in layouts)
 
 
+def find_files(path: Path, layouts: Sequence[Layout], owner: str) -> list[Path]:
+    """Find the files of the first complete layout in a directory; a file stands for a layout of one file.
+
+    Raises:
+        ValueError: No layout is complete.
+    """
+    if path.is_file():
+        for layout in layouts:
+            # Text vocabularies and sentencepiece models go by any name; a .json may be one of many things.
+            if layout == (path.name,) or (len(layout) == 1 and path.suffix == Path(layout[0]).suffix != ".json"):
+                return [path]
+        path = path.parent
+    for layout in layouts:
+        files = [path / name for name in layout]
+        if all(file.is_file() for file in files):
+            return files
+    raise ValueError(
+        f"{path} holds no vocabulary for {owner}: looked for {describe_layouts(layouts)}; found {contents(path)}"
+    )
+
+
+def contents(folder: Path) -> str:
+    """The first names in a folder, for messages."""
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+
+
 def local_path(
     name_or_path: str | os.PathLike[str],
+    repositories: Mapping[str, str],
     *,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -56,8 +84,8 @@ def local_path(
     """Find a tokenizer's files, downloading them when the name is one of the hub.
 
     Args:
-        name_or_path: A local file or directory, a documented identifier (``HUB_REPOSITORIES``), or the
-            ``organisation/name`` of a hub repository.
+        name_or_path: A local file or directory, an identifier, or the ``organisation/name`` of a hub repository.
+        repositories: The hub repositories of the identifiers; where there are none, only local files are looked for.
         revision: Branch, tag or commit of the hub repository; its main branch when None.
         local_files_only: Only look at local files and the hub's cache (as ``HF_HUB_OFFLINE=1`` does).
         cache_dir: Where downloads are kept, instead of the hub's usual cache.
@@ -69,10 +97,15 @@ def local_path(
     if path.exists():
         return path
     name = os.fspath(name_or_path)
-    repository = HUB_REPOSITORIES.get(name, name)
+    if not repositories:
+        raise ValueError(
+            f"no tokenizer {name!r}: there is no such file or directory (looked for {path.absolute()}). Give the "
+            "directory that holds the vocabulary, or the vocabulary file"
+        )
+    repository = repositories.get(name, name)
     if repository.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        near = difflib.get_close_matches(name, HUB_REPOSITORIES, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(HUB_REPOSITORIES)}"
+        near = difflib.get_close_matches(name, repositories, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(repositories)}"
         raise ValueError(
             f"no tokenizer {name!r}: there is no such file or directory (looked for {path.absolute()}), "
             f"and it is not a documented identifier ({hint}). Give the directory that holds the vocabulary, "

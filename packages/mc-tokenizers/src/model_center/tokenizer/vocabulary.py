@@ -4,15 +4,40 @@ import difflib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 
-def read_vocabulary(file: Path) -> list[str]:
-    """Read a vocabulary of one token a line; the token of line ``n`` (from 0) has id ``n``.
+def read_tokens(file: Path) -> list[str]:
+    """Read the tokens of any kind of vocabulary file, told by its suffix.
+
+    Args:
+        file: A sentencepiece model (``.model``), Hugging Face's ``tokenizer.json`` or ``vocab.json``, or a text file of
+            one token a line.
+
+    Returns:
+        The tokens; those of text files and sentencepiece models in the order of their ids.
 
     Raises:
-        ValueError: The file is missing or empty, or is not text.
+        ValueError: The file cannot be read as what its suffix says.
     """
+    if file.suffix == ".model":
+        processor = load_sentencepiece(file)
+        return [processor.id_to_piece(index) for index in range(processor.vocab_size())]
+    if file.suffix != ".json":
+        return _read_lines(file)
+    content = read_json(file)
+    model = content.get("model")
+    if not isinstance(model, dict):
+        return list(content)
+    vocabulary = model.get("vocab", [])
+    tokens = [entry[0] for entry in vocabulary] if isinstance(vocabulary, list) else list(vocabulary)
+    return tokens + [entry["content"] for entry in content.get("added_tokens", [])]
+
+
+def _read_lines(file: Path) -> list[str]:
     text = _read_text(file, "a vocabulary of one token a line")
     if not text.strip():
         raise ValueError(f"{file}: the vocabulary is empty; expected one token a line")
@@ -50,13 +75,13 @@ def _read_text(file: Path, expected: str) -> str:
     except OSError as error:
         raise ValueError(f"{file}: cannot read {expected} ({error.strerror})") from error
     try:
-        return content.decode("utf-8").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        kind = "a sentencepiece model" if is_sentencepiece_model(file) else "not UTF-8 text"
+        kind = "a sentencepiece model" if _is_sentencepiece_model(file) else "not UTF-8 text"
         raise ValueError(
-            f"{file}, line {line}: expected {expected}, but this is {kind}. Give the text file, or use the class that "
-            "reads sentencepiece models"
+            f"{file}, line {line}: expected {expected}, but this is {kind}. Give the text file, or name a "
+            "sentencepiece model with the suffix .model and use a class that reads one"
         ) from error
 
 
@@ -83,23 +108,26 @@ def require_tokens(file: Path, vocabulary: Collection[str], tokens: Mapping[str,
         )
 
 
-def is_sentencepiece_model(file: Path) -> bool:
-    """Whether the file is a sentencepiece model."""
-    try:
-        check_sentencepiece_model(file)
-    except ValueError:
-        return False
-    return True
+def load_sentencepiece(file: Path) -> "SentencePieceProcessor":
+    """Load a sentencepiece model.
 
-
-def check_sentencepiece_model(file: Path) -> None:
-    """Raise ValueError unless the file is a sentencepiece model."""
+    Raises:
+        ValueError: The file is missing, or is not a sentencepiece model.
+    """
     from sentencepiece import SentencePieceProcessor
 
     try:
-        SentencePieceProcessor(model_file=str(file))
+        return SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{file} is not a sentencepiece model ({str(error).splitlines()[0]}). Give the model file that "
-            "sentencepiece trained (spiece.model), or the tokenizer class of a plain vocabulary"
+            "sentencepiece trained, or name a plain vocabulary of one token a line with the suffix .txt"
         ) from error
+
+
+def _is_sentencepiece_model(file: Path) -> bool:
+    try:
+        load_sentencepiece(file)
+    except ValueError:
+        return False
+    return True
