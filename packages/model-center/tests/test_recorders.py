@@ -26,9 +26,16 @@ def step(number: int) -> StepMetrics:
     )
 
 
-def evaluation(number: int, accuracy: float = 0.75) -> EvaluationMetrics:
+def evaluation(number: int, score: float = 0.75) -> EvaluationMetrics:
     return EvaluationMetrics(
-        step=number, epoch=number / 4, loss=0.5, accuracy=accuracy, macro_f1=0.7, majority=0.5, samples=8
+        step=number,
+        epoch=number / 4,
+        loss=0.5,
+        measure="accuracy",
+        score=score,
+        baseline=0.5,
+        scores={"accuracy": score, "macro_f1": 0.7},
+        samples=8,
     )
 
 
@@ -37,7 +44,7 @@ def write_run(path: Path, steps: int) -> Path:
     for number in range(1, steps + 1):
         recorder.record(step(number))
         if number % 4 == 0:
-            recorder.record(evaluation(number, accuracy=0.5 + number / 100))
+            recorder.record(evaluation(number, score=0.5 + number / 100))
     recorder.close()
     return path
 
@@ -49,8 +56,8 @@ def test_json_lines_can_be_read_while_the_run_goes_on_and_after_it_was_killed(tm
     expected = [
         {"kind": "train", "step": 1, "epoch": 0.25, "loss": 1.0, "learning_rate": 1e-4, "gradient_norm": 2.0,
          "seconds": 0.5, "samples_per_second": 32.0},
-        {"kind": "evaluation", "step": 1, "epoch": 0.25, "loss": 0.5, "accuracy": 0.75, "macro_f1": 0.7,
-         "majority": 0.5, "samples": 8},
+        {"kind": "evaluation", "step": 1, "epoch": 0.25, "loss": 0.5, "measure": "accuracy", "score": 0.75,
+         "baseline": 0.5, "scores": {"accuracy": 0.75, "macro_f1": 0.7}, "samples": 8},
     ]  # fmt: skip
     assert list(read_metrics(tmp_path / "metrics.jsonl")) == expected
     recorder.close()
@@ -70,7 +77,7 @@ def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
     assert [event.value for event in events.Scalars("evaluation/accuracy")] == [0.75]
     names = {f"train/{name}" for name in vars(step(1)) if name != "step"}
-    names |= {f"evaluation/{name}" for name in vars(evaluation(1)) if name != "step"}
+    names |= {"evaluation/loss", "evaluation/accuracy", "evaluation/macro_f1"}
     assert set(events.Tags()["scalars"]) == names
 
 
@@ -110,8 +117,7 @@ def test_plain_lines_where_the_output_is_no_terminal() -> None:
     assert lines[1] == (
         "step 4/10 | epoch 1.00 | loss 0.2500 | lr 1.00e-04 | gradient 2.00 | 32.0 samples/s | left 0:03"
     )
-    assert "accuracy 75.0%" in lines[-1]
-    assert "majority class 50.0%" in lines[-1]
+    assert "| accuracy 75.0% | macro_f1 70.0% | accuracy of the majority class 50.0% |" in lines[-1]
 
 
 def test_live_bar_on_a_terminal() -> None:

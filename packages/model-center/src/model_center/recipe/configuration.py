@@ -30,8 +30,10 @@ class ModelOptions:
     """The encoder that is fine-tuned, and the classification head on top of it."""
 
     name: str
-    """Directory of a checkpoint (written by save_pretrained, by Transformers or by ModelCenter 0.1), or a documented
-    identifier such as bert-base-uncased."""
+    """Directory of a checkpoint (written by save_pretrained, by Transformers or by an earlier ModelCenter), or a
+    documented identifier such as bert-base-uncased."""
+    family: str | None = None
+    """Family of a checkpoint that does not say it itself, as those of earlier ModelCenters, e.g. bert."""
     tokenizer: str | None = None
     """Directory or identifier of the tokenizer; the model's own when not given."""
     precision: Precision = "half"
@@ -55,13 +57,15 @@ class DataOptions:
     path: str
     """Folder that holds one folder a task, e.g. BoolQ/train.jsonl and BoolQ/val.jsonl."""
     task: str = "BoolQ"
-    """Name of the task, e.g. BoolQ, CB or RTE."""
+    """Name of a known task, e.g. BoolQ, CB or RTE, or a YAML file that defines one."""
     max_length: int = 512
     """Longest encoded sequence in tokens; longer ones are cut. At most the model's position_size."""
     batch_size: int = 16
     """Sequences in a training step, in each process."""
     eval_batch_size: int = 64
     """Sequences in an evaluation step, in each process."""
+    bucket_by_length: bool = True
+    """Train on batches of samples of similar length, which saves padding; otherwise on batches of any samples."""
 
     def __post_init__(self) -> None:
         require(bool(self.path), "data.path", "a folder", self.path)
@@ -142,7 +146,9 @@ class FinetuneConfig(RunOptions):
             name=_absolute_if_local(self.model.name),
             tokenizer=None if tokenizer is None else _absolute_if_local(tokenizer),
         )
-        data = replace(self.data, path=_absolute(self.data.path))
+        is_file = self.data.task.endswith((".yaml", ".yml"))
+        task = _absolute(self.data.task) if is_file else self.data.task
+        data = replace(self.data, path=_absolute(self.data.path), task=task)
         return replace(self, output=_absolute(self.output), model=model, data=data)
 
     def to_yaml(self) -> str:

@@ -1,7 +1,8 @@
 """What a run measures, and the recorders that keep it: JSON lines and TensorBoard events."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -41,12 +42,14 @@ class EvaluationMetrics:
     """Passes over the training split done before."""
     loss: float
     """Mean cross-entropy of all samples."""
-    accuracy: float
-    """Share of samples whose class was found, from 0 to 1."""
-    macro_f1: float
-    """Unweighted mean of the classes' F1 scores."""
-    majority: float
-    """Accuracy of always answering the split's most frequent class."""
+    measure: str
+    """The task's first official measure, such as accuracy; it tells which checkpoint is the best."""
+    score: float
+    """Its value, from 0 to 1."""
+    baseline: float
+    """Its value for always answering the split's most frequent class."""
+    scores: Mapping[str, float]
+    """All official measures of the task by name."""
     samples: int
     """Samples evaluated."""
 
@@ -80,21 +83,41 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes every number as the scalar `train/<name>` or `evaluation/<name>` at its step."""
+    """Writes scalars: `train/<name>` for every number of a step, `evaluation/<name>` for the loss and all measures."""
 
     def __init__(self, directory: Path) -> None:
         self.writer = SummaryWriter(str(directory))
 
     def record(self, metrics: Metrics) -> None:
         """Add the scalars."""
-        values = asdict(metrics)
-        step = values.pop("step")
+        if isinstance(metrics, EvaluationMetrics):
+            values = {"loss": metrics.loss, **metrics.scores}
+        else:
+            values = {name: value for name, value in asdict(metrics).items() if name != "step"}
         for name, value in values.items():
-            self.writer.add_scalar(f"{metrics.kind}/{name}", value, step)
+            self.writer.add_scalar(f"{metrics.kind}/{name}", value, metrics.step)
 
     def close(self) -> None:
         """Flush and close the event file."""
         self.writer.close()
+
+
+@contextmanager
+def recording(*recorders: Recorder) -> Iterator[Callable[[Metrics], None]]:
+    """Close all recorders on leaving, the last one first.
+
+    Yields:
+        What gives a step or an evaluation to all of them.
+    """
+    with ExitStack() as stack:
+        for recorder in recorders:
+            stack.callback(recorder.close)
+
+        def record(metrics: Metrics) -> None:
+            for recorder in recorders:
+                recorder.record(metrics)
+
+        yield record
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

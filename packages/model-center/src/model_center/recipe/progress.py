@@ -77,10 +77,10 @@ class PlainProgress:
 
 def evaluation_line(metrics: EvaluationMetrics) -> str:
     """Return an evaluation in one line of text."""
+    scores = " | ".join(f"{name} {score:.1%}" for name, score in metrics.scores.items())
     return (
-        f"evaluation after step {metrics.step} (epoch {metrics.epoch:.2f}): loss {metrics.loss:.4f} | "
-        f"accuracy {metrics.accuracy:.1%} | macro F1 {metrics.macro_f1:.3f} | "
-        f"majority class {metrics.majority:.1%} | {metrics.samples} samples"
+        f"evaluation after step {metrics.step} (epoch {metrics.epoch:.2f}): loss {metrics.loss:.4f} | {scores} | "
+        f"{metrics.measure} of the majority class {metrics.baseline:.1%} | {metrics.samples} samples"
     )
 
 

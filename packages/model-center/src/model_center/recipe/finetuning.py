@@ -1,0 +1,218 @@
+"""Fine-tuning of an encoder on a classification task: the reference training loop, readable from top to bottom."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from model_center import engine
+from model_center.dataset import DistributedDataLoader
+from model_center.dataset.tasks import load_task
+from model_center.model import families
+from model_center.model.encoder_lm import EncoderLM
+from model_center.tokenizer import load_tokenizer
+
+from .classifier import EncoderClassifier, HeadConfig, load_encoder, save_classifier
+from .configuration import FinetuneConfig, require
+from .evaluation import evaluate, make_loader, read_split
+from .metrics import EvaluationMetrics, JsonLines, Recorder, StepMetrics, TensorBoard, recording
+from .optimization import loss_scale_for, make_optimizer, make_scheduler
+from .plot import Plot
+from .progress import show_progress
+from .run_directory import RunDirectory, check_output, open_run, replacing
+
+PRECISIONS = {"half": engine.HALF, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose input has all been read and checked; nothing has been written yet."""
+
+    config: FinetuneConfig
+    overwrite: bool
+    model: EncoderClassifier
+    tokenizer: Any
+    train_loader: DistributedDataLoader
+    dev_loader: DistributedDataLoader
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps of the whole run."""
+        steps = self.config.epochs * len(self.train_loader)
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
+
+    @property
+    def title(self) -> str:
+        """Model and task, for headings."""
+        return f"{Path(self.config.model.name).name} on {self.train_loader.dataset.task.name}"
+
+    def __str__(self) -> str:
+        parameter = next(self.model.parameters())
+        size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        return (
+            f"{self.config.data.task}: {len(self.train_loader.dataset)} training and {len(self.dev_loader.dataset)} "
+            f"dev samples, {self.model.head.num_classes} classes\n"
+            f"{Path(self.config.model.name).name}: {size:.1f} million parameters, {parameter.dtype} on "
+            f"{parameter.device}, {self.total_steps} steps of {self.config.data.batch_size} samples"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    run: RunDirectory
+    evaluations: list[EvaluationMetrics] = field(default_factory=list)
+
+    @property
+    def last(self) -> EvaluationMetrics:
+        """The last evaluation."""
+        return self.evaluations[-1]
+
+    @property
+    def best(self) -> EvaluationMetrics:
+        """The first evaluation with the highest score."""
+        return max(self.evaluations, key=lambda evaluation: evaluation.score)
+
+
+def finetune(config: FinetuneConfig, *, overwrite: bool = False, recorders: Sequence[Recorder] = ()) -> Result:
+    """Fine-tune an encoder and write a run directory (see `model_center.recipe.run_directory`).
+
+    Args:
+        config: what to train, on what, how and where to.
+        overwrite: delete an earlier run in the output directory.
+        recorders: told every step and evaluation, beside those that write the run directory.
+
+    Raises:
+        ValueError, OSError: something that the configuration names is missing, broken or does not fit. Nothing has
+            been written then.
+    """
+    return train(prepare(config, overwrite=overwrite), recorders=recorders)
+
+
+def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
+    """Read and check everything that a run needs, without writing anything.
+
+    Raises:
+        ValueError, OSError: as `finetune`.
+    """
+    config = config.resolved()
+    check_output(Path(config.output), overwrite=overwrite)
+    family = config.model.family
+    require(family is None or family in families, "model.family", f"one of {', '.join(families)}", family)
+    task = load_task(config.data.task)
+    engine.init_distributed(seed=config.seed)
+    tokenizer = load_tokenizer(config.model.tokenizer or config.model.name)
+    encoder = load_encoder(config.model.name, dtype=PRECISIONS[config.model.precision], family=family)
+    check_fit(encoder, tokenizer, config)
+    train_set, dev_set = (
+        read_split(config.data.path, split, task, tokenizer, config.data.max_length) for split in ("train", "dev")
+    )
+    head = HeadConfig(
+        task=config.data.task,
+        num_classes=len(task.labels),
+        num_choices=len(task.inputs),
+        max_length=config.data.max_length,
+        pooling=config.model.pooling,
+        dropout=config.model.dropout,
+    )
+    return Job(
+        config=config,
+        overwrite=overwrite,
+        model=EncoderClassifier(encoder, head),
+        tokenizer=tokenizer,
+        train_loader=make_loader(
+            train_set,
+            config.data.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            bucket_by_length=config.data.bucket_by_length,
+        ),
+        dev_loader=make_loader(dev_set, config.data.eval_batch_size),
+    )
+
+
+def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recorder] = ()) -> Result:
+    """Train what `prepare` put together, evaluate after every epoch, and write the run directory.
+
+    Args:
+        job: the model, the data and the configuration.
+        console: where progress is shown; nowhere if not given.
+        recorders: told every step and evaluation, beside those that write the run directory.
+    """
+    config, model, total_steps = job.config, job.model, job.total_steps
+    console = console or Console(quiet=True)
+    console.print(str(job), highlight=False, soft_wrap=True)
+    optimizer = make_optimizer(model, config.optimizer)
+    scheduler = make_scheduler(optimizer, config.optimizer, total_steps)
+    manager = engine.optim.OptimManager(loss_scale=loss_scale_for(model))
+    manager.add_optimizer(optimizer, scheduler)
+    loss_function = engine.loss.FusedCrossEntropy()
+    step = 0
+    with open_run(Path(config.output), config.to_yaml(), overwrite=job.overwrite) as run:
+        result = Result(run)
+        writers = (JsonLines(run.metrics), TensorBoard(run.tensorboard), Plot(run.metrics, run.plot, job.title))
+        progress = show_progress(console, total_steps, config.log_every)
+        with recording(*writers, progress, *recorders) as record:
+            while step < total_steps:
+                model.train()
+                started = perf_counter()
+                for batch in job.train_loader:
+                    manager.zero_grad()
+                    loss = loss_function(model(batch), batch["labels"])
+                    manager.backward(loss)
+                    max_norm = config.optimizer.max_gradient_norm
+                    gradient_norm = manager.clip_grad_norm(optimizer.param_groups, max_norm=max_norm)
+                    learning_rate = scheduler.current_lr
+                    manager.step()
+                    step += 1
+                    mean_loss = engine.sum_loss(loss).item()
+                    seconds = perf_counter() - started
+                    measured = StepMetrics(
+                        step=step,
+                        epoch=step / len(job.train_loader),
+                        loss=mean_loss,
+                        learning_rate=learning_rate,
+                        gradient_norm=gradient_norm.item(),
+                        seconds=seconds,
+                        samples_per_second=len(batch["labels"]) * engine.world_size() / seconds,
+                    )
+                    record(measured)
+                    started = perf_counter()
+                    if step == total_steps:
+                        break
+                evaluation = evaluate(model, job.dev_loader, step=step, epoch=step / len(job.train_loader))
+                record(evaluation)
+                result.evaluations.append(evaluation)
+                save_checkpoints(job, result)
+        run.status["result"] = {"best": asdict(result.best), "last": asdict(result.last)}
+    return result
+
+
+def save_checkpoints(job: Job, result: Result) -> None:
+    """Write the last checkpoint, and take it for the best one if it is."""
+    with replacing(result.run.checkpoint("last")) as directory:
+        save_classifier(job.model, job.tokenizer, directory)
+    if result.best is result.last:
+        with replacing(result.run.checkpoint("best")) as directory:
+            shutil.copytree(result.run.checkpoint("last"), directory, dirs_exist_ok=True)
+
+
+def check_fit(encoder: EncoderLM, tokenizer: Any, config: FinetuneConfig) -> None:
+    """Check that the model's vocabulary and positions suffice for the data.
+
+    Raises:
+        ValueError: they do not.
+    """
+    size, longest = encoder.config.position_size, config.data.max_length
+    require(size is None or longest <= size, "data.max_length", f"at most the model's position_size {size}", longest)
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise ValueError(
+            f"tokenizer {tokenizer.name!r} has {len(tokenizer)} tokens, but model {config.model.name!r} has a "
+            f"vocabulary of only {encoder.config.vocab_size}; give the model's own tokenizer as model.tokenizer"
+        )
