@@ -154,19 +154,18 @@ def load(model: torch.nn.Module, path: Pathish, strict: bool = True) -> StateMis
         The names that were missing and unexpected.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file or it cannot be read.
         ValueError: If it is not a complete checkpoint or does not fit the model; the message lists all problems.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no checkpoint file {path}")
     return load_state_dict(model, _read(path), strict=strict, source=f"the checkpoint {path}")
 
 
 def _read(path: Pathish) -> Mapping[str, torch.Tensor]:
+    Path(path).open("rb").close()  # what goes wrong after this is wrong with the contents
     try:
         # Mapped rather than read: the tensors are copied one by one, so that the host never holds them all.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a complete checkpoint of torch.save ({_first_line(error)})") from error
     if not (isinstance(state, Mapping) and all(isinstance(value, torch.Tensor) for value in state.values())):
         raise ValueError(f"{path} must hold a dictionary of tensors, as `save` writes it, but holds something else")

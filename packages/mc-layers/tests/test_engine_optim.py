@@ -1,0 +1,283 @@
+"""Optimizers against torch.optim.AdamW and a naive float64 reference; state that restores bit by bit."""
+
+import copy
+import io
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model_center.engine import TorchEngine, use_engine
+from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer
+from model_center.engine.optim import adam as adam_module
+
+OPTIMIZERS: list[Any] = [AdamOptimizer, AdamOffloadOptimizer]
+HALVES = [torch.float16, torch.bfloat16]
+OPTIONS: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def cpu_engine() -> Iterator[None]:
+    with use_engine(TorchEngine(torch.device("cpu"))):
+        yield
+
+
+def naive_adamw(
+    values: torch.Tensor, gradients: list[torch.Tensor], lr: float, betas: tuple[float, float], eps: float, decay: float
+) -> torch.Tensor:
+    """Loshchilov and Hutter 2019, algorithm 2, in float64."""
+    p, m, v = values.double(), torch.zeros_like(values).double(), torch.zeros_like(values).double()
+    for t, gradient in enumerate(gradients, start=1):
+        g = gradient.double()
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        p = p - lr * (m / (1 - betas[0] ** t) / ((v / (1 - betas[1] ** t)).sqrt() + eps) + decay * p)
+    return p
+
+
+def parameters(dtype: torch.dtype, seed: int = 0) -> list[torch.nn.Parameter]:
+    source = torch.Generator().manual_seed(seed)
+    shapes = [(7, 5), (3,), (2, 3, 4)]
+    return [torch.nn.Parameter(torch.randn(shape, generator=source).to(dtype)) for shape in shapes]
+
+
+def give_gradients(targets: list[torch.nn.Parameter], step: int, scale: float = 1.0) -> None:
+    source = torch.Generator().manual_seed(100 + step)
+    for target in targets:
+        target.grad = (torch.randn(target.shape, generator=source) * scale).to(target.dtype)
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+@pytest.mark.parametrize("buckets", [2**26, 8])
+def test_float32_is_bit_equal_to_torchs_adamw(
+    optimizer_class: Any, buckets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", buckets)
+    ours, theirs = parameters(torch.float32), parameters(torch.float32)
+    optimizer, reference = optimizer_class(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS, fused=True)
+    for step in range(10):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        optimizer.step()
+        reference.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+def test_float64_follows_the_naive_reference(optimizer_class: Any) -> None:
+    (target, *_) = parameters(torch.float64)
+    start, gradients = target.detach().clone(), []
+    optimizer = optimizer_class([target], **OPTIONS)
+    for step in range(10):
+        give_gradients([target], step)
+        assert target.grad is not None
+        gradients.append(target.grad)
+        optimizer.step()
+    expected = naive_adamw(start, gradients, 1e-2, (0.8, 0.95), 1e-6, 0.1)
+    torch.testing.assert_close(target.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_follows_float32_masters(optimizer_class: Any, dtype: torch.dtype) -> None:
+    ours = parameters(dtype)
+    masters = [torch.nn.Parameter(target.detach().float()) for target in ours]
+    optimizer, reference = optimizer_class(ours, **OPTIONS), torch.optim.AdamW(masters, **OPTIONS, fused=True)
+    for step in range(20):
+        give_gradients(ours, step, scale=64)
+        for target, master in zip(ours, masters, strict=True):
+            assert target.grad is not None
+            master.grad = target.grad.float() / 64
+        optimizer.step(scale=64)
+        reference.step()
+        for target, master in zip(ours, masters, strict=True):
+            assert torch.equal(target, master.to(dtype)), "a parameter is its master, rounded to nearest"
+            assert torch.equal(optimizer.state[target]["master"], master)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_updates_smaller_than_half_precision_add_up(dtype: torch.dtype) -> None:
+    target = torch.nn.Parameter(torch.full((10,), 1.0, dtype=dtype))
+    optimizer = AdamOptimizer([target], lr=1e-5)
+    for _ in range(2000):
+        target.grad = torch.ones_like(target)
+        optimizer.step()
+    expected = torch.full((10,), 0.98).to(dtype)
+    torch.testing.assert_close(target.detach(), expected, rtol=0, atol=torch.finfo(dtype).eps)
+
+
+def test_tiny_gradients_in_float16_do_not_vanish() -> None:
+    target = torch.nn.Parameter(torch.ones(4, dtype=torch.float16))
+    target.grad = torch.full_like(target, 6e-8)
+    AdamOptimizer([target], lr=0.1, eps=1e-10).step()
+    assert torch.isfinite(target).all()
+    assert target.detach().float().tolist() == pytest.approx([0.9] * 4, abs=1e-2)
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_state_restores_bit_by_bit(optimizer_class: Any, dtype: torch.dtype) -> None:
+    ours = parameters(dtype)
+    optimizer = optimizer_class([{"params": ours[:1], "lr": 3e-3}, {"params": ours[1:]}], **OPTIONS, scale=32)
+    for step in range(5):
+        give_gradients(ours, step)
+        optimizer.step()
+    optimizer.scaler.succeeded()
+    file = io.BytesIO()
+    torch.save((optimizer.state_dict(), [target.detach() for target in ours]), file)
+    file.seek(0)
+    state, values = torch.load(file, weights_only=True)
+    twins = [torch.nn.Parameter(value) for value in values]
+    twin = optimizer_class([{"params": twins[:1]}, {"params": twins[1:]}])
+    twin.load_state_dict(state)
+    for step in range(5, 10):
+        for each, targets in ((optimizer, ours), (twin, twins)):
+            give_gradients(targets, step)
+            each.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, twins, strict=True))
+    assert twin.scaler == optimizer.scaler
+    assert [group["lr"] for group in twin.param_groups] == [3e-3, 1e-2]
+    for one, other in zip(ours, twins, strict=True):
+        assert optimizer.state[one].keys() == twin.state[other].keys()
+        assert all(torch.equal(twin.state[other][name], tensor) for name, tensor in optimizer.state[one].items())
+        assert twin.state[other]["exp_avg"].dtype is torch.float32
+
+
+def test_state_is_copied_and_moves_between_the_two_optimizers() -> None:
+    ours = parameters(torch.bfloat16)
+    optimizer = AdamOptimizer(ours)
+    give_gradients(ours, 0)
+    optimizer.step()
+    twins = copy.deepcopy(ours)
+    offload = AdamOffloadOptimizer(twins)
+    offload.load_state_dict(optimizer.state_dict())
+    give_gradients(twins, 1)
+    offload.step()
+    assert not torch.equal(offload.state[twins[0]]["master"], optimizer.state[ours[0]]["master"])
+    give_gradients(ours, 1)
+    optimizer.step()
+    assert torch.equal(offload.state[twins[0]]["master"], optimizer.state[ours[0]]["master"])
+
+
+def test_a_state_of_other_parameters_is_an_error_and_changes_nothing() -> None:
+    ours = parameters(torch.float32)
+    optimizer = AdamOptimizer(ours)
+    give_gradients(ours, 0)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    torch_state = torch.optim.AdamW(ours).state_dict()
+    fewer = AdamOptimizer(ours[:2]).state_dict()
+    misshaped = copy.deepcopy(before)
+    misshaped["state"][2]["exp_avg"] = torch.ones(24)
+    lacking = copy.deepcopy(before)
+    del lacking["state"][0]["exp_avg_sq"]
+    for state, message in (
+        (torch_state, "the state is not that of AdamOptimizer: its groups lack `hold_steps`"),
+        (fewer, r"the state must be of parameter groups of \[3\] parameters, but is of \[2\]"),
+        (misshaped, r"the state `exp_avg` of parameter 2 must be of shape \(2, 3, 4\), but is of shape \(24,\)"),
+        (lacking, r"the state `exp_avg_sq` of parameter 0 must be of shape \(7, 5\), but is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(state)
+        after = optimizer.state_dict()
+        assert after["param_groups"] == before["param_groups"]
+        assert all(torch.equal(after["state"][0][name], tensor) for name, tensor in before["state"][0].items())
+
+
+def test_parameters_without_a_gradient_stay() -> None:
+    ours = parameters(torch.float16)
+    give_gradients(ours[:1], 0)
+    before = ours[1].detach().clone()
+    optimizer = AdamOptimizer(ours, weight_decay=0.5)
+    optimizer.step()
+    assert torch.equal(ours[1], before)
+    assert ours[1] not in optimizer.state
+
+
+def test_gradients_are_left_as_they_are() -> None:
+    ours = parameters(torch.float32)
+    give_gradients(ours, 0)
+    gradients = [target.grad.clone() for target in ours if target.grad is not None]
+    AdamOptimizer(ours).step(scale=128)
+    assert all(
+        torch.equal(one, other.grad) for one, other in zip(gradients, ours, strict=True) if other.grad is not None
+    )
+
+
+def test_held_steps_gather_moments_only() -> None:
+    (target, *_) = parameters(torch.float32)
+    start, gradients = target.detach().clone(), []
+    optimizer = AdamOptimizer([target], hold_steps=2, weight_decay=0.1)
+    for step in range(3):
+        assert torch.equal(target, start)
+        give_gradients([target], step)
+        assert target.grad is not None
+        gradients.append(target.grad)
+        optimizer.step()
+    third = naive_adamw(start, gradients, 0.0, (0.9, 0.999), 1e-8, 0.0)
+    assert torch.equal(third.float(), start)
+    assert not torch.equal(target, start)
+    m = sum(0.9 ** (2 - i) * 0.1 * g.double() for i, g in enumerate(gradients)) / (1 - 0.9**3)
+    v = sum(0.999 ** (2 - i) * 0.001 * g.double() ** 2 for i, g in enumerate(gradients)) / (1 - 0.999**3)
+    assert isinstance(v, torch.Tensor)
+    expected = start.double() * (1 - 1e-3 * 0.1) - 1e-3 * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(target.detach(), expected.float())
+
+
+def test_a_closure_computes_the_loss_again() -> None:
+    (target, *_) = parameters(torch.float32)
+    optimizer = AdamOptimizer([target])
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = target.square().sum()
+        loss.backward()
+        return loss.item()
+
+    expected = target.square().sum().item()
+    assert optimizer.step(closure) == expected
+    assert target.square().sum().item() < expected
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20),
+    st.floats(1e-6, 1e-1),
+    st.floats(0, 0.5),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+)
+def test_one_step_is_adams(gradient: list[float], lr: float, decay: float, dtype: torch.dtype) -> None:
+    target = torch.nn.Parameter(torch.linspace(-2, 2, len(gradient)).to(dtype))
+    start = target.detach().clone()
+    target.grad = torch.tensor(gradient).to(dtype)
+    AdamOptimizer([target], lr=lr, weight_decay=decay).step()
+    expected = naive_adamw(start, [target.grad], lr, (0.9, 0.999), 1e-8, decay).to(dtype)
+    tolerance = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(target.detach(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": -1.0}, "`lr` must be a finite number of at least 0, but is -1.0"),
+        ({"lr": math.nan}, "`lr` must be a finite number of at least 0, but is nan"),
+        ({"eps": -1e-8}, "`eps` must be a finite number of at least 0, but is -1e-08"),
+        ({"weight_decay": -0.1}, "`weight_decay` must be a finite number of at least 0, but is -0.1"),
+        ({"betas": (0.9, 1.0)}, r"`betas` must be two numbers of at least 0 and below 1, but is \(0.9, 1.0\)"),
+        ({"hold_steps": -1}, "`hold_steps` must be a finite number of at least 0, but is -1"),
+        ({"scale": 0.0}, "`loss_scale` must be a finite number above 0, but is 0.0"),
+    ],
+)
+def test_values_out_of_range_are_errors(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdamOptimizer(parameters(torch.float32), **arguments)
+
+
+def test_parameters_of_no_floating_point_type_are_an_error() -> None:
+    whole = torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"`params` must be of floating-point types, but there are some of torch.int8"):
+        AdamOptimizer([whole])
