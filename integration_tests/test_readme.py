@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,3 +30,17 @@ def test_every_script_that_the_readme_runs_is_there() -> None:
     scripts = {word for words in shown_commands() for word in words if re.fullmatch(r"[\w/.-]+\.py", word)}
     assert "tools/run.py" in scripts
     assert [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def test_what_is_installed_together_needs_none_of_our_packages_from_a_registry() -> None:
+    ours = {path.name for path in (ROOT / "packages").iterdir()}
+    installs = [words[2:] for words in shown_commands() if words[:2] == ["pip", "install"]]
+    assert len(installs) == 4
+    for paths in installs:
+        together = {path.removeprefix("./packages/") for path in paths}
+        assert together <= ours
+        for name in together:
+            project = tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text())["project"]
+            needs = {re.split(r"[\[<>=]", need)[0] for need in project["dependencies"]}
+            assert needs & ours <= together, f"{name} in: pip install {' '.join(paths)}"
+    assert {path.removeprefix("./packages/") for path in installs[-1]} == ours
