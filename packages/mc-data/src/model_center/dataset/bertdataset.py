@@ -37,6 +37,7 @@ class BertDataset(TaskDataset):
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Turn examples into model input."""
+        self.require_classes()
         if not self.task.inputs:
             raise ValueError(f"task {self.task.name!r} has no `inputs` for encoders")
         encoded: list[dict[str, Sequence[int] | int]] = [{} for _ in examples]

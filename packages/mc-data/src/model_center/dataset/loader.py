@@ -74,7 +74,7 @@ class DistributedDataLoader:
                 "`dataset` must have a length and be indexable, so that its rows can be shared out, "
                 f"but is a {type(dataset).__name__}"
             )
-        rank, world_size = _place(rank, world_size)
+        rank, world_size = process_place(rank, world_size)
         self.dataset = _whole(dataset, rank, world_size)
         self.device = torch.device(device) if device is not None else _default_device()
         self.batch_indices: list[int] = []
@@ -170,7 +170,8 @@ class _Batches(torch.utils.data.Sampler[list[int]]):
         return len(self._loader._batches)
 
 
-def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def process_place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Number of this process and number of processes: as given, or as `torch.distributed` or torchrun say."""
     if (rank is None) != (world_size is None):
         raise ValueError("`rank` and `world_size` belong together: give both or neither")
     if rank is not None and world_size is not None:

@@ -6,7 +6,7 @@ import copy
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -65,6 +65,8 @@ class TaskDataset(torch.utils.data.Dataset[Item]):
     family: ClassVar[str]
     limits: ClassVar[tuple[str, ...]]
     """Names of the arguments that limit lengths."""
+    label_entry: ClassVar[str] = "labels"
+    """Name of the entry of an item that holds its class."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -95,6 +97,15 @@ class TaskDataset(torch.utils.data.Dataset[Item]):
     def variants(self, examples: list[Example]) -> list[Example]:
         """The examples this family reads, made of those of the split."""
         return examples
+
+    def require_classes(self) -> None:
+        """Check that the task has classes.
+
+        Raises:
+            ValueError: Its answers are free text.
+        """
+        if not self.task.labels:
+            raise ValueError(f"{type(self).__name__} reads tasks with labels, but {self.task.name!r} has `answers`")
 
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
@@ -131,6 +142,14 @@ class TaskDataset(torch.utils.data.Dataset[Item]):
         ragged = [column.lengths for column in self._stored.columns.values() if isinstance(column, Ragged)]
         longest: np.ndarray[Any, Any] = np.max(ragged, axis=0)[self._rows]
         return longest
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The class of each item; None if the split has no labels or the answers are free text."""
+        if self.task.answers or self.label_entry not in self._stored.columns:
+            return None
+        column = self._stored.columns[self.label_entry]
+        return [int(column[int(row)]) for row in self._rows]
 
     @property
     def answers(self) -> list[list[str]]:
@@ -170,16 +189,6 @@ class TaskDataset(torch.utils.data.Dataset[Item]):
     def _stack(self, items: Sequence[Item]) -> Item:
         lengths = {name: getattr(self, name) for name in self.limits} if self.padding == "max_length" else None
         return stack(items, self.layout, lengths)
-
-
-def with_swapped_choices(examples: Sequence[Example], first: str, second: str) -> list[Example]:
-    """Each example, followed by the same with two fields and the two classes swapped."""
-    both = []
-    for example in examples:
-        values = example.values | {first: example.values[second], second: example.values[first]}
-        label = None if example.label is None else 1 - example.label
-        both += [example, replace(example, values=values, label=label)]
-    return both
 
 
 AnyTaskDataset = TypeVar("AnyTaskDataset", bound=TaskDataset)

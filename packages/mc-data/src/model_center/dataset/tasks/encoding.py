@@ -32,6 +32,22 @@ def token_id(tokenizer: Any, *names: str) -> int:
     )
 
 
+def vocabulary_id(tokenizer: Any, token: str) -> int:
+    """The id of a token that must be in the vocabulary.
+
+    Raises:
+        ValueError: It is not.
+    """
+    found: int | None = tokenizer.convert_tokens_to_ids(token)
+    unknown = [getattr(tokenizer, name, None) for name in ("unk_token_id", "unk_id")]
+    if found is None or found in unknown:
+        raise ValueError(
+            f"{describe(tokenizer)} has no {token}: the vocabulary lacks this special token; "
+            "use the vocabulary the model was trained with"
+        )
+    return found
+
+
 def describe(tokenizer: Any) -> str:
     """A tokenizer's name, for messages."""
     name = getattr(tokenizer, "name", None) or getattr(tokenizer, "name_or_path", None)
@@ -115,8 +131,12 @@ def _locate(tokenizer: Any, part: Part) -> tuple[list[int], int, int]:
         before, flexible, after = (list(tokenizer.encode(piece)) if piece else [] for piece in pieces)
         return before + flexible + after, len(before), len(before) + len(flexible)
     encoding = tokenizer(part.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    # A token that reaches over the border belongs to the text that must stay.
-    inside = [n for n, (first, last) in enumerate(encoding["offset_mapping"]) if start <= first and last <= end]
+    # A token that reaches over the border belongs to the text that must stay, unless only its space does.
+    inside = [
+        number
+        for number, (first, last) in enumerate(encoding["offset_mapping"])
+        if start < last <= end and not part.text[first:start].strip()
+    ]
     if not inside:
         return list(encoding["input_ids"]), 0, 0
     return list(encoding["input_ids"]), inside[0], inside[-1] + 1

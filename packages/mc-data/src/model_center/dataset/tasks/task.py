@@ -18,6 +18,9 @@ from .template import MASK, Template
 Row = Mapping[str, Any]
 Label = str | int | bool
 
+METRICS = ("accuracy", "macro_f1", "binary_f1", "group_exact_match", "exact_match", "token_f1")
+"""Names of the measures that `model_center.dataset.evaluation` knows."""
+
 _NO_PROMPTS: Mapping[str, Prompt] = MappingProxyType({})
 
 
@@ -60,7 +63,7 @@ class Task:
             these fields and its label swapped, so that the position of a choice tells nothing.
         files: Names of a split's file inside the task's folder, in order of preference.
         unfold: Turns a nested row into flat ones.
-        metrics: Names of the official measures (see `model_center.dataset.evaluation`).
+        metrics: Names of the official measures, out of `METRICS`.
     """
 
     name: str
@@ -98,6 +101,9 @@ class Task:
                 )
         if not templates:
             raise ValueError(f"{where} needs `inputs` (for encoders) or a `prompt` (for the others)")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ValueError(f"{where}: `metrics` has {metric!r}, but known are {', '.join(METRICS)}")
         used = {name for text in templates for name in Template(text).fields} - {MASK}
         used |= {name for name in (self.flexible, *(self.swap_in_training or ())) if name}
         if self.swap_in_training and len(self.labels) != 2:
