@@ -29,6 +29,8 @@ def assert_gradients(module: torch.nn.Module, *inputs: object, fast: bool = Fals
         return output
 
     leaves = [
-        value.detach().clone().requires_grad_() for value in inputs if isinstance(value, Tensor) and value.is_floating_point()
+        value.detach().clone().requires_grad_()
+        for value in inputs
+        if isinstance(value, Tensor) and value.is_floating_point()
     ]
     assert torch.autograd.gradcheck(call, (*parameters, *leaves), fast_mode=fast)
