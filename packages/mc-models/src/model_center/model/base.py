@@ -163,8 +163,10 @@ class BaseModel(Module):
         table = self.table(self.config)
         if table is None:
             raise ValueError(f"Transformers has no counterpart of {type(self).__name__}; use save_pretrained")
-        config = self.config.checked_huggingface()
-        config["architectures"] = [table.architecture]
+        architecture = table.architecture if self.config.cls_head is None else table.classifier
+        if architecture is None:
+            raise ValueError(f"Transformers has no {type(self).__name__} with a classification head (`cls_head`)")
+        config = {**self.config.checked_huggingface(), "architectures": [architecture]}
         state = current_engine().state_dict(self)
         if rank() == 0:
             config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")

@@ -1,15 +1,14 @@
 """BERT (Devlin et al. 2018)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from model_center.model.config import Published
+from model_center.model.config import published_by
 from model_center.model.encoder_lm import EncoderLM, EncoderLMConfig
-from model_center.model.rules import Rule, Table, within
+from model_center.model.rules import Rule, Table, attention, within
 
-_LARGE = {"dim_model": 1024, "dim_ff": 4096, "num_heads": 16, "num_layers": 24}
-_SIZES: dict[str, dict[str, Any]] = {
+_LARGE = {"dim_model": 1024, "num_heads": 16, "dim_ff": 4096, "num_layers": 24}
+_SIZES = {
     "bert-base-cased": {"vocab_size": 28996},
     "bert-base-uncased": {"vocab_size": 30522},
     "bert-large-cased": {"vocab_size": 28996, **_LARGE},
@@ -17,24 +16,16 @@ _SIZES: dict[str, dict[str, Any]] = {
     "bert-base-chinese": {"vocab_size": 21128},
     "bert-base-multilingual-cased": {"vocab_size": 119547},
 }
-_ATTENTION = {
-    "project_q.*": "self.query.*",
-    "project_k.*": "self.key.*",
-    "project_v.*": "self.value.*",
-    "attention_out.*": "output.dense.*",
-}
-_FEED_FORWARD = {"ffn.ffn.w_in.w.*": "intermediate.dense.*", "ffn.ffn.w_out.*": "output.dense.*"}
+_ATTENTION = ("self.query", "self.key", "self.value", "output.dense")
 
 
 @dataclass(kw_only=True)
 class BertConfig(EncoderLMConfig):
     """Configuration of BERT."""
 
-    model_type: ClassVar[str] = "bert"
-    published: ClassVar[Mapping[str, Published]] = {
-        name: Published(f"google-bert/{name}", {"tied": True, **size}) for name, size in _SIZES.items()
-    }
-    huggingface: ClassVar[Mapping[str, tuple[str, Any]]] = {
+    model_type = "bert"
+    published: ClassVar = published_by("google-bert", _SIZES, tied=True)
+    huggingface: ClassVar = {
         "vocab_size": ("vocab_size", 30522),
         "type_size": ("type_vocab_size", 2),
         "position_size": ("max_position_embeddings", 512),
@@ -50,7 +41,7 @@ class BertConfig(EncoderLMConfig):
         "is_decoder": ("is_decoder", False),
         "add_cross_attention": ("add_cross_attention", False),
     }
-    huggingface_fixed: ClassVar[Mapping[str, Any]] = {"position_embedding_type": "absolute"}
+    huggingface_fixed: ClassVar = {"position_embedding_type": "absolute"}
 
     vocab_size: int = 119547
     position_size: int | None = 512
@@ -62,7 +53,6 @@ class BertConfig(EncoderLMConfig):
     att_mask_value: float = -10000.0
     ffn_bias: bool = True
     ffn_activate_fn: str = "gelu"
-    ffn_dropout_p: float | None = 0.0
     attn_scale: bool = True
     post_layer_norm: bool = True
 
@@ -75,35 +65,33 @@ class Bert(EncoderLM):
     @classmethod
     def table(cls, config: BertConfig) -> Table:
         """The rules. Post-layer-norm models keep the tree of pre-layer-norm ones: a norm is the previous output's."""
-        architecture = "BertLMHeadModel" if config.is_decoder else "BertForMaskedLM"
-        if config.cls_head is not None:
-            architecture = "BertForTokenClassification"
-        ours, theirs = "encoder.layers.{i}", "encoder.layer.{i}"
-        embedding, output = "embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"
-        biases = ("cls.predictions.bias", "cls.predictions.decoder.bias")
-        # The norm after self-attention stands before cross-attention, or without it before the feed-forward layer.
+        layer, theirs, embedding = "encoder.layers.{i}", "encoder.layer.{i}", "embeddings.word_embeddings.weight"
         norms = ["attention.output.LayerNorm.*", "crossattention.output.LayerNorm.*"][: 1 + config.add_cross_attention]
+        biases = ("cls.predictions.bias", "cls.predictions.decoder.bias")
         return Table(
-            rules=[
-                Rule("input_embedding.weight", (embedding, output)),
+            [
+                Rule("input_embedding.weight", (embedding, "cls.predictions.decoder.weight")),
                 Rule("position_embedding.weight", "embeddings.position_embeddings.weight"),
                 Rule("token_type_embedding.weight", "embeddings.token_type_embeddings.weight"),
                 Rule("encoder.layers.0.self_att.layernorm_before_attention.*", "embeddings.LayerNorm.*"),
                 Rule("encoder.layers.{i+1}.self_att.layernorm_before_attention.*", f"{theirs}.output.LayerNorm.*"),
                 Rule("encoder.output_layernorm.*", "encoder.layer.{last}.output.LayerNorm.*"),
-                *within(ours, theirs, {"cross_att.layernorm_before_attention.*": norms[0]}),
-                *within(ours, theirs, {"ffn.layernorm_before_ffn.*": norms[-1], **_FEED_FORWARD}),
-                *within(f"{ours}.self_att.self_attention", f"{theirs}.attention", _ATTENTION),
-                *within(f"{ours}.cross_att.self_attention", f"{theirs}.crossattention", _ATTENTION),
-                Rule("pooler.dense.*", "pooler.dense.*"),
+                Rule(f"{layer}.cross_att.layernorm_before_attention.*", f"{theirs}.{norms[0]}"),
+                Rule(f"{layer}.ffn.layernorm_before_ffn.*", f"{theirs}.{norms[-1]}"),
+                Rule(f"{layer}.ffn.ffn.w_in.w.*", f"{theirs}.intermediate.dense.*"),
+                Rule(f"{layer}.ffn.ffn.w_out.*", f"{theirs}.output.dense.*"),
+                *attention(f"{layer}.self_att", f"{theirs}.attention", *_ATTENTION),
+                *attention(f"{layer}.cross_att", f"{theirs}.crossattention", *_ATTENTION),
                 *within("lm_head", "cls.predictions.transform", {"dense.*": "dense.*", "layer_norm.*": "LayerNorm.*"}),
-                Rule("lm_head.decoder.weight", output, fallback=embedding),
+                Rule("lm_head.decoder.weight", "cls.predictions.decoder.weight", fallback=embedding),
                 Rule("lm_head.decoder.bias", biases if config.tied else biases[::-1]),
+                Rule("pooler.dense.*", "pooler.dense.*"),
                 Rule("cls_projection.*", "classifier.*"),
             ],
             prefix="bert.",
-            architecture=architecture,
             unprefixed=("cls.", "classifier."),
+            architecture="BertLMHeadModel" if config.is_decoder else "BertForMaskedLM",
+            classifier="BertForTokenClassification",
             derived=(r"embeddings\.position_ids",),
             unused=(r"cls\.seq_relationship\..*",),
             renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),

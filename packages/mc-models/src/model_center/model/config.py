@@ -19,10 +19,6 @@ from model_center.model.source import read_config, read_json, resolve
 
 FORMAT_VERSION = 1
 
-# Transformers' names of activations -> ours, where they differ, and back.
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
-_EXPORTED_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
-
 
 @dataclass(frozen=True)
 class Published:
@@ -35,6 +31,11 @@ class Published:
 
     repository: str | None
     size: Mapping[str, Any]
+
+
+def published_by(owner: str, sizes: Mapping[str, Mapping[str, Any]], **common: Any) -> dict[str, Published]:
+    """Checkpoints whose repositories on the hub are called `owner/identifier`; `common` is what all sizes share."""
+    return {name: Published(f"{owner}/{name}", {**common, **size}) for name, size in sizes.items()}
 
 
 @dataclass(kw_only=True)
@@ -51,9 +52,15 @@ class Config(BlockOptions):
     """The published checkpoints by identifier."""
     huggingface: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     """Our field -> the field of Transformers' configuration of the same `model_type`, and its default there."""
+    huggingface_activations: ClassVar[Mapping[str, str]] = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
+    """Transformers' names of activations -> ours, where they differ."""
     huggingface_fixed: ClassVar[Mapping[str, Any]] = {}
     """Fields of Transformers' configuration that change what is computed, and the only value that is supported."""
 
+    huggingface_shared: ClassVar[Mapping[str, Any]] = {}
+    """Our options that all of their models have, where those are not our defaults."""
+    padding_ids: ClassVar[int] = 0
+    """Ids at the end of our vocabulary that theirs lacks: they fill it up, and their logits are minus infinity."""
     not_exported: ClassVar[frozenset[str]] = frozenset(
         {"att_dropout_p", "att_mask_value", "cls_head", "dropout_p", "dtype", "ffn_dropout_p", "half", "int8"}
     )
@@ -228,26 +235,33 @@ class Config(BlockOptions):
                 raise ValueError(f"{path}: `{key}` must be {value!r} for {cls.__name__}, but is {raw[key]!r}")
         options = cls.from_huggingface(raw)
         if any(name.endswith("ForTokenClassification") for name in raw.get("architectures") or ()):
-            options["cls_head"] = raw.get("num_labels") or len(raw.get("id2label") or "01")
+            options |= {"cls_head": raw.get("num_labels") or len(raw.get("id2label") or "01"), "proj_bias": True}
         return cls.from_dict(options, str(path))
 
     @classmethod
     def from_huggingface(cls, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Our options for the fields of a Transformers configuration; a family adds what the table cannot say."""
         options = {ours: theirs.get(name, default) for ours, (name, default) in cls.huggingface.items()}
+        width, heads = options["dim_model"], options["num_heads"]
+        if options.get("dim_ff") is None:
+            options["dim_ff"] = 4 * width
         if "dim_head" not in options:
-            width, heads = options["dim_model"], options["num_heads"]
             if width % heads:
                 raise ValueError(f"the width must be a multiple of the number of heads ({heads}), but is {width}")
             options["dim_head"] = width // heads
-        activation = options["ffn_activate_fn"]
-        return {**options, "ffn_activate_fn": _ACTIVATIONS.get(activation, activation)}
+        options["vocab_size"] += cls.padding_ids
+        activation = cls.huggingface_activations.get(options["ffn_activate_fn"], options["ffn_activate_fn"])
+        return {**cls.huggingface_shared, **options, "ffn_activate_fn": activation}
 
     def to_huggingface(self) -> dict[str, Any]:
         """The Transformers configuration for our options; a family adds what the table cannot say."""
-        activation = _EXPORTED_ACTIVATIONS.get(self.ffn_activate_fn, self.ffn_activate_fn)
-        att_dropout_p = self.dropout_p if self.att_dropout_p is None else self.att_dropout_p
-        ours = {**vars(self), "ffn_activate_fn": activation, "att_dropout_p": att_dropout_p}
+        activations = {ours: theirs for theirs, ours in self.huggingface_activations.items()}
+        ours = {
+            **vars(self),
+            "vocab_size": self.vocab_size - self.padding_ids,
+            "ffn_activate_fn": activations.get(self.ffn_activate_fn, self.ffn_activate_fn),
+            "att_dropout_p": self.dropout_p if self.att_dropout_p is None else self.att_dropout_p,
+        }
         return {"model_type": self.model_type, **{name: ours[key] for key, (name, _) in self.huggingface.items()}}
 
     def checked_huggingface(self) -> dict[str, Any]:
@@ -262,6 +276,7 @@ class Config(BlockOptions):
             f"{field.name}={getattr(self, field.name)!r}"
             for field in dataclasses.fields(self)
             if field.name not in self.not_exported
+            and not (field.name == "proj_bias" and (self.tied or self.cls_head is not None))
             and "_init_" not in field.name
             and getattr(expressed, field.name) != getattr(self, field.name)
         ]

@@ -1,13 +1,13 @@
 """The encoder skeleton: a stack with segments, a pooler over the first token, and a masked-language-model head."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from model_center.engine import Constant
-from model_center.layer import ACTIVATIONS, AttentionMask, Embedding, KeyValueCache, LayerNorm, Linear, Module
+from model_center.layer import ACTIVATIONS, Embedding, KeyValueCache, LayerNorm, Linear, Module, StackOutput
 from model_center.model.base import build
 from model_center.model.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from model_center.model.stack_model import StackConfig, StackModel
@@ -84,70 +84,19 @@ class EncoderLM(StackModel):
         self.pooler = Pooler(config)
         if config.cls_head is None:
             self.lm_head = LMHead(config)
+        else:
+            self.cls_projection = build(Linear, config, "proj_", dim_in=config.dim_model, dim_out=config.cls_head)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        length: Tensor | None = None,
-        attention_mask: Tensor | AttentionMask | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | AttentionMask | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool = True,
-        return_logits: bool = False,
-        *,
-        past_key_values: KeyValueCache | None = None,
-        use_cache: bool | None = None,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple[Any, ...] | Tensor:
-        """Runs the model.
-
-        Args:
-            input_ids: (batch, seq_len) token ids.
-            length: (batch,) number of real tokens, the rest being padding on the right.
-            attention_mask: (batch, seq_len), 0 at padding; (batch, seq_len, seq_len), 0 where attention is not
-                allowed; or an `AttentionMask`. Without it and `length` nothing is padding.
-            token_type_ids: (batch, seq_len) segments, by default 0.
-            position_ids: (batch, seq_len), by default counted from 0.
-            head_mask: (num_layers, num_heads) or (num_heads,), what each head's output is multiplied by.
-            inputs_embeds: (batch, seq_len, dim_model) instead of `input_ids`.
-            encoder_hidden_states: (batch, encoder_len, dim_model) for cross-attention.
-            encoder_attention_mask: (batch, encoder_len), 0 at the encoder's padding.
-            output_attentions: return attention probabilities, too.
-            output_hidden_states: return the hidden states of all layers, too.
-            return_dict: return an output object rather than a plain tuple.
-            return_logits: return only the logits.
-            past_key_values: keys and values of earlier tokens (`is_decoder` only); takes up those of these.
-            use_cache: make and return `past_key_values` where none is given.
-
-        Returns:
-            `BaseModelOutputWithPoolingAndCrossAttentions`, a tuple of its values, or with `return_logits` the logits
-            (batch, seq_len, vocab_size), or (batch, seq_len, cls_head) with a classification head.
-        """
+    def add_token_types(self, hidden_states: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Adds the embeddings of segments; without `token_type_ids` all is segment 0."""
         if token_type_ids is None:
-            device = self.encoder.output_layernorm.weight.device
-            token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=device)
-        output, cache = self.run(
-            input_ids,
-            inputs_embeds,
-            length,
-            attention_mask,
-            position_ids=position_ids,
-            token_types=(self.token_type_embedding, token_type_ids),
-            head_mask=head_mask,
-            cross=(encoder_hidden_states, encoder_attention_mask),
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        if return_logits:
-            return self.logits(output.last_hidden_state)
-        outputs = BaseModelOutputWithPoolingAndCrossAttentions(
+            token_type_ids = torch.zeros(1, 1, dtype=torch.long, device=hidden_states.device)
+        added: Tensor = hidden_states + self.token_type_embedding(token_type_ids)
+        return added
+
+    def outputs(self, output: StackOutput, cache: KeyValueCache | None) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """The output object, with the pooled first token."""
+        return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=output.last_hidden_state,
             pooler_output=self.pooler(output.last_hidden_state),
             hidden_states=output.hidden_states,
@@ -155,7 +104,6 @@ class EncoderLM(StackModel):
             attentions=output.attentions,
             cross_attentions=output.cross_attentions,
         )
-        return outputs if return_dict else outputs.to_tuple()
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Scores of the head for hidden states (batch, seq_len, dim_model)."""

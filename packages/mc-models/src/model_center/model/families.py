@@ -5,10 +5,20 @@ from typing import Any
 
 from model_center.model.base import BaseModel
 from model_center.model.bert import Bert
+from model_center.model.cpm1 import CPM1
+from model_center.model.cpm2 import CPM2
+from model_center.model.gpt2 import GPT2
+from model_center.model.gptj import GPTj
 from model_center.model.source import read_config, resolve
+from model_center.model.t5 import T5
 
 _MODELS: list[type[BaseModel]] = [
+    CPM1,
+    CPM2,
+    T5,
     Bert,
+    GPT2,
+    GPTj,
 ]
 families: dict[str, type[BaseModel]] = {model.config_class.model_type: model for model in _MODELS}
 """Model type -> model class, for every family."""

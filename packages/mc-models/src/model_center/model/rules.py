@@ -50,7 +50,8 @@ class Table:
     Attributes:
         rules: the rows.
         prefix: what Transformers puts in front of the names of the bare model inside a model with a head ("bert.").
-        architecture: the Transformers class that has our heads, for export.
+        architecture: the Transformers class that has our language-model head, for export.
+        classifier: the one that has our classification head, or None if there is none.
         unprefixed: beginnings of names that do not get the prefix: the heads.
         derived: patterns of names that hold nothing of their own (buffers); dropped without a word.
         unused: patterns of names that we have no module for; dropped with a word.
@@ -60,6 +61,7 @@ class Table:
     rules: Sequence[Rule]
     prefix: str
     architecture: str
+    classifier: str | None = None
     unprefixed: tuple[str, ...] = ()
     derived: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
@@ -84,16 +86,23 @@ class Table:
         return any(re.fullmatch(pattern, name) for pattern in self.unused)
 
 
-def within(ours: str, theirs: str, names: Mapping[str, str], *operations: Operation) -> list[Rule]:
+def within(ours: str, theirs: str, names: Mapping[str, str]) -> list[Rule]:
     """Rules for the members of a module: `names` is our name -> theirs, inside `ours` and `theirs`."""
-    return [Rule(f"{ours}.{our}", f"{theirs}.{their}", operations) for our, their in names.items()]
+    return [Rule(f"{ours}.{our}", f"{theirs}.{their}") for our, their in names.items()]
+
+
+def attention(ours: str, theirs: str, query: str, key: str, value: str, output: str) -> list[Rule]:
+    """Rules for the four projections of the attention in block `ours`, by their names inside `theirs`."""
+    names = {"project_q": query, "project_k": key, "project_v": value, "attention_out": output}
+    return [Rule(f"{ours}.self_attention.{our}.*", f"{theirs}.{their}.*") for our, their in names.items()]
 
 
 def scaled(rules: Iterable[Rule], factors: Mapping[str, float]) -> list[Rule]:
-    """The rules, with ours multiplied by a factor where our name ends in a key of `factors`."""
+    """The rules, with ours multiplied by a factor where our one name ends in a key of `factors`."""
     changed = []
     for rule in rules:
-        added = [Scale(factor) for name, factor in factors.items() if str(rule.ours).endswith(name)]
+        name = rule.ours if isinstance(rule.ours, str) else rule.ours[0]
+        added = [Scale(factor) for ending, factor in factors.items() if factor != 1 and name.endswith(ending)]
         changed.append(replace(rule, operations=(*rule.operations, *added)))
     return changed
 

@@ -13,7 +13,6 @@ from model_center.layer import (
     Embedding,
     Encoder,
     KeyValueCache,
-    Linear,
     RelativePositionEmbedding,
     RotaryEmbedding,
     RotaryPositions,
@@ -22,6 +21,7 @@ from model_center.layer import (
 from model_center.model.base import BaseModel, build
 from model_center.model.config import Config
 from model_center.model.inputs import attention_mask_of, embedded, expanded_head_mask
+from model_center.model.outputs import ModelOutput
 
 
 @dataclass(kw_only=True)
@@ -30,6 +30,8 @@ class StackConfig(Config):
 
     num_layers: int = 12
     """Number of layers."""
+    ffn_dropout_p: float | None = 0.0
+    """Dropout inside the feed-forward layers, which BERT and the GPTs do not have; None means `dropout_p`."""
     add_cross_attention: bool = False
     """Give each layer a cross-attention, for `encoder_hidden_states`."""
 
@@ -58,54 +60,67 @@ class StackModel(BaseModel):
                 RelativePositionEmbedding,
                 config,
                 "position_bias_",
-                bidirectional=not self.causal,
+                bidirectional=self.looks_ahead,
                 init_mean=config.pos_init_mean,
                 init_std=config.pos_init_std,
             )
         if config.pos_bias_type == "rotary":
             self.rotary_embedding = RotaryEmbedding(config.pos_rotary_dim or config.dim_head)
         self.encoder = build(Decoder if config.add_cross_attention else Encoder, config)
-        if config.cls_head is not None:
-            self.cls_projection = build(Linear, config, "proj_", dim_in=config.dim_model, dim_out=config.cls_head)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether relative positions tell what comes after a position from what comes before it."""
+        return not self.causal
 
     def new_cache(self, max_length: int) -> KeyValueCache:
         """An empty key-value cache for `past_key_values`, with room for `max_length` positions."""
         return KeyValueCache(self.config.num_layers, max_length)
 
-    def run(
+    def forward(
         self,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        length: Tensor | None,
-        attention_mask: Tensor | AttentionMask | None,
-        *,
+        input_ids: Tensor | None = None,
+        length: Tensor | None = None,
+        attention_mask: Tensor | AttentionMask | None = None,
+        token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-        token_types: tuple[Embedding, Tensor] | None = None,
         head_mask: Tensor | None = None,
-        cross: tuple[Tensor | None, Tensor | AttentionMask | None] = (None, None),
-        past_key_values: KeyValueCache | None = None,
-        use_cache: bool | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | AttentionMask | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> tuple[StackOutput, KeyValueCache | None]:
-        """Embeds the input and runs the stack.
+        return_dict: bool = True,
+        return_logits: bool = False,
+        *,
+        past_key_values: KeyValueCache | None = None,
+        use_cache: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...] | Tensor:
+        """Runs the model.
 
         Args:
-            input_ids: (batch, seq_len) token ids; or give `inputs_embeds`.
-            inputs_embeds: (batch, seq_len, dim_model).
-            length: (batch,) number of real positions; or give `attention_mask`.
-            attention_mask: as in `attention_mask_of`.
-            position_ids: (batch, seq_len), by default counted from 0 or from the cached length.
-            token_types: an embedding and the (batch, seq_len) ids of it to be added.
-            head_mask: (num_layers, num_heads) or (num_heads,), factors of the heads' outputs.
-            cross: hidden states (batch, encoder_len, dim_model) to attend to, and their padding mask.
-            past_key_values: cache of the positions before these; it takes up these positions, too.
-            use_cache: whether to make a cache where none is given.
-            output_attentions: whether to return attention probabilities.
-            output_hidden_states: whether to return all layers' hidden states.
+            input_ids: (batch, seq_len) token ids; with `past_key_values` only the new ones.
+            length: (batch,) number of real tokens, cached ones included, the rest being padding on the right.
+            attention_mask: (batch, total) with 0 at padding, where total counts cached tokens, too;
+                (batch, seq_len, total) with 0 where attention is not allowed; or an `AttentionMask`. Without it and
+                `length` nothing is padding. Causal models see earlier positions only, in any case.
+            token_type_ids: (batch, seq_len), segments of an encoder (by default 0), or token ids whose embeddings
+                are added in a decoder, as in Transformers.
+            position_ids: (batch, seq_len), by default counted from 0, or from the number of cached tokens.
+            head_mask: (num_layers, num_heads) or (num_heads,), what each head's output is multiplied by.
+            inputs_embeds: (batch, seq_len, dim_model) instead of `input_ids`.
+            encoder_hidden_states: (batch, encoder_len, dim_model) for cross-attention (`add_cross_attention`).
+            encoder_attention_mask: (batch, encoder_len), 0 at the encoder's padding.
+            output_attentions: return attention probabilities, too.
+            output_hidden_states: return the hidden states of all layers, too.
+            return_dict: return an output object rather than a plain tuple.
+            return_logits: return only the logits.
+            past_key_values: keys and values of earlier tokens (causal models only); takes up those of these.
+            use_cache: make and return `past_key_values` where none is given.
 
         Returns:
-            What the stack returns, and the cache.
+            The family's output object, a tuple of its values, or with `return_logits` the logits
+            (batch, seq_len, vocab_size), or (batch, seq_len, cls_head) with a classification head.
         """
         hidden_states = embedded(self.input_embedding, input_ids, inputs_embeds)
         batch, seq_len = hidden_states.shape[:2]
@@ -117,21 +132,35 @@ class StackModel(BaseModel):
         positions = self._positions(position_ids, offset, hidden_states)
         if self.config.position_size is not None:
             hidden_states = hidden_states + self.position_embedding(positions)
-        if token_types is not None:
-            hidden_states = hidden_states + token_types[0](token_types[1])
+        hidden_states = self.add_token_types(hidden_states, token_type_ids)
         hidden_states = F.dropout(hidden_states, self.config.dropout_p, self.training)
-        mask = attention_mask_of(length, attention_mask, shape=(batch, offset + seq_len), causal=self.causal)
         output = self.encoder(
             hidden_states,
-            mask,
-            self._position_bias(positions, offset, seq_len, hidden_states.dtype),
-            *self._cross(cross, past_key_values, batch),
+            attention_mask_of(length, attention_mask, shape=(batch, offset + seq_len), causal=self.causal),
+            self._position_bias(positions, offset, hidden_states),
+            *self._cross(encoder_hidden_states, encoder_attention_mask, past_key_values, batch),
             head_mask=expanded_head_mask(head_mask, self.config.num_layers),
             cache=past_key_values,
             output_attentions=bool(output_attentions),
             output_hidden_states=bool(output_hidden_states),
         )
-        return (output if isinstance(output, StackOutput) else StackOutput(output)), past_key_values
+        output = output if isinstance(output, StackOutput) else StackOutput(output)
+        if return_logits:
+            return self.logits(output.last_hidden_state)
+        outputs = self.outputs(output, past_key_values)
+        return outputs if return_dict else outputs.to_tuple()
+
+    def add_token_types(self, hidden_states: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Adds the embeddings of token types to those of tokens and positions, (batch, seq_len, dim_model)."""
+        raise NotImplementedError
+
+    def outputs(self, output: StackOutput, cache: KeyValueCache | None) -> ModelOutput:
+        """The family's output object."""
+        raise NotImplementedError
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Scores of the head for hidden states (batch, seq_len, dim_model)."""
+        raise NotImplementedError
 
     def _positions(self, position_ids: Tensor | None, offset: int, hidden_states: Tensor) -> Tensor:
         """The positions, (seq_len,) or (batch, seq_len); checked against the number of embeddings."""
@@ -151,20 +180,19 @@ class StackModel(BaseModel):
             )
         return position_ids
 
-    def _position_bias(
-        self, positions: Tensor, offset: int, seq_len: int, dtype: torch.dtype
-    ) -> Tensor | RotaryPositions | None:
+    def _position_bias(self, positions: Tensor, offset: int, hidden_states: Tensor) -> Tensor | RotaryPositions | None:
+        seq_len = hidden_states.shape[1]
         if self.config.pos_bias_type == "relative":
             bias: Tensor = self.position_bias(seq_len, offset + seq_len, offset)
             return bias
         if self.config.pos_bias_type == "rotary":
-            return self.rotary_embedding.positions(positions, dtype)
+            return self.rotary_embedding.positions(positions, hidden_states.dtype)
         return None
 
     def _cross(
-        self, cross: tuple[Tensor | None, Tensor | AttentionMask | None], cache: KeyValueCache | None, batch: int
+        self, states: Tensor | None, mask: Tensor | AttentionMask | None, cache: KeyValueCache | None, batch: int
     ) -> tuple[Any, ...]:
-        states, mask = cross
+        """What the stack takes for cross-attention, if it has any."""
         if not self.config.add_cross_attention:
             if states is not None or mask is not None:
                 raise ValueError(

@@ -1,0 +1,73 @@
+"""GPT-J (Wang and Komatsuzaki 2021)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from model_center.model.config import Published
+from model_center.model.decoder_lm import DecoderLM
+from model_center.model.operations import Duplicate
+from model_center.model.rules import Rule, Table, attention, within
+from model_center.model.stack_model import StackConfig
+
+
+@dataclass(kw_only=True)
+class GPTjConfig(StackConfig):
+    """Configuration of GPT-J."""
+
+    model_type = "gptj"
+    published: ClassVar = {"gptj-6b": Published("EleutherAI/gpt-j-6b", {"ffn_activate_fn": "gelu_new"})}
+    huggingface: ClassVar = {
+        "vocab_size": ("vocab_size", 50400),
+        "pos_rotary_dim": ("rotary_dim", 64),
+        "dim_model": ("n_embd", 4096),
+        "num_heads": ("n_head", 16),
+        "dim_ff": ("n_inner", None),
+        "num_layers": ("n_layer", 28),
+        "dropout_p": ("resid_pdrop", 0.0),
+        "att_dropout_p": ("attn_pdrop", 0.0),
+        "norm_eps": ("layer_norm_epsilon", 1e-5),
+        "ffn_activate_fn": ("activation_function", "gelu_new"),
+        "tied": ("tie_word_embeddings", False),
+    }
+
+    vocab_size: int = 50400
+    dim_model: int = 4096
+    num_heads: int = 16
+    dim_head: int = 256
+    dim_ff: int = 16384
+    num_layers: int = 28
+    pos_bias_type: str = "rotary"
+    pos_rotary_dim: int | None = 64
+    norm_bias: bool = True
+    att_init_std: float = 0.1
+    ffn_init_std: float = 0.1
+    ffn_bias: bool = True
+    ffn_activate_fn: str = "gelu"
+    attn_scale: bool = True
+    parallel_ffn: bool = True
+
+
+class GPTj(DecoderLM):
+    """GPT-J: a decoder with rotary positions, whose attention and feed-forward layers run side by side."""
+
+    config_class = GPTjConfig
+
+    @classmethod
+    def table(cls, config: GPTjConfig) -> Table:  # noqa: ARG003 - all configurations have the same rules
+        """The rules; one norm there is the norm before both layers here."""
+        layer = "encoder.layers.{i}"
+        norms = (f"{layer}.self_att.layernorm_before_attention.*", f"{layer}.ffn.layernorm_before_ffn.*")
+        return Table(
+            [
+                Rule("input_embedding.weight", "wte.weight"),
+                Rule("encoder.output_layernorm.*", "ln_f.*"),
+                Rule("output_projection.*", "lm_head.*"),
+                Rule(norms, "h.{i}.ln_1.*", (Duplicate(2),)),
+                *attention(f"{layer}.self_att", "h.{i}.attn", "q_proj", "k_proj", "v_proj", "out_proj"),
+                *within(f"{layer}.ffn.ffn", "h.{i}.mlp", {"w_in.w.*": "fc_in.*", "w_out.*": "fc_out.*"}),
+            ],
+            prefix="transformer.",
+            architecture="GPTJForCausalLM",
+            unprefixed=("lm_head.",),
+            derived=(r"h\.\d+\.attn\.((masked_)?bias|embed_positions)",),
+        )
