@@ -159,7 +159,7 @@ def _line_start(stream: IO[bytes], offset: int) -> int:
     return stream.tell()
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_decompressed(path: Path) -> IO[bytes]:
     """Open a file for reading, decompressed."""
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.open(path, "rb"))
@@ -179,7 +179,7 @@ def _read_lines(part: Part, options: ReadOptions) -> Iterator[Batch]:
     jsonl = options.format_of(path) == "jsonl"
     compressed = path.suffix in _COMPRESSED
     line = 0
-    with _open(path) as stream:
+    with open_decompressed(path) as stream:
         position = _line_start(stream, part.start)
         while compressed or position < part.stop:
             chunk = stream.read(_CHUNK_BYTES if compressed else min(_CHUNK_BYTES, part.stop - position))

@@ -75,9 +75,10 @@ def dtype_code(dtype: npt.DTypeLike) -> int:
 
 
 def prefix_of(path: StrPath) -> Path:
-    """Return the path without a trailing `.bin` or `.idx`: what the files of one data set share."""
-    path = Path(path)
-    return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+    """Return the path without a trailing `.bin`, `.idx` or `.manifest.json`: what the files of one data set share."""
+    name = os.fspath(path)
+    suffix = next((suffix for suffix in (".bin", ".idx", ".manifest.json") if name.endswith(suffix)), "")
+    return Path(name.removesuffix(suffix))
 
 
 def file_of(prefix: StrPath, suffix: str) -> Path:

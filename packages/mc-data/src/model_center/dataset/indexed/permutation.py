@@ -55,7 +55,8 @@ class Permutation:
         for row_key, column_key in zip(self._keys[::2], self._keys[1::2], strict=True):
             row = (row + _mixed(column, row_key) % self._rows) % self._rows
             column = (column + _mixed(row, column_key) % self._columns) % self._columns
-        return row + column * self._rows
+        cell: _Word = row + column * self._rows
+        return cell
 
 
 def _mixed(value: _Word, key: int) -> _Word:
