@@ -165,6 +165,16 @@ def test_a_share_of_the_rows_can_be_read_without_our_loader(tmp_path: Path) -> N
     assert sum(len(batch["labels"]) for batch in alone) == 8
 
 
+class Masked(torch.utils.data.Dataset[Any]):
+    """A data set around another, as in section 1.5.3 of the document."""
+
+    def __init__(self, ctx: BertDataset) -> None:
+        self.ctx = ctx
+
+    def __len__(self) -> int:
+        return len(self.ctx)
+
+
 def test_shares_that_the_loader_would_share_out_again_are_refused(tmp_path: Path) -> None:
     share = boolq(tmp_path, 1, 2)
     with pytest.raises(ValueError, match="rows of rank 1 of 2, but the loader is rank 0 of 2"):
@@ -173,6 +183,9 @@ def test_shares_that_the_loader_would_share_out_again_are_refused(tmp_path: Path
         DistributedDataLoader(torch.utils.data.Subset(share, [0, 1, 2]), 3, rank=1, world_size=2)
     with pytest.raises(ValueError, match="already holds only one rank's rows"):
         DistributedDataLoader(torch.utils.data.ConcatDataset([share, share]), 3, rank=1, world_size=2)
+    with pytest.raises(ValueError, match="already holds only one rank's rows"):
+        DistributedDataLoader(Masked(share), 3, rank=1, world_size=2)
+    assert len(DistributedDataLoader(Masked(share), 3, rank=0, world_size=1)) == 4
 
 
 class Stream(torch.utils.data.IterableDataset[int]):

@@ -4,11 +4,27 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .indexed import (
+    DistributedMMapIndexedDataset,
+    IndexedDatasetError,
+    MMapIndexedDataset,
+    best_fitting_dtype,
+    make_builder,
+)
+
 if TYPE_CHECKING:
     from .loader import DistributedDataLoader
 
 __version__ = version("mc-data")
-__all__ = ["DistributedDataLoader", "__version__"]
+__all__ = [
+    "DistributedDataLoader",
+    "DistributedMMapIndexedDataset",
+    "IndexedDatasetError",
+    "MMapIndexedDataset",
+    "__version__",
+    "best_fitting_dtype",
+    "make_builder",
+]
 
 _LAZY = {"DistributedDataLoader": "loader"}
 

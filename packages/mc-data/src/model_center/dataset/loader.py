@@ -190,21 +190,33 @@ def _default_device() -> torch.device:
 
 
 def _whole(dataset: Any, rank: int, world_size: int) -> Any:
-    """The data set with the rows of all ranks, if this loader is to share them out."""
-    if world_size == 1 or getattr(dataset, "world_size", 1) == 1:
-        for inner in (getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())):
-            if world_size > 1 and getattr(inner, "world_size", 1) > 1:
-                raise ValueError(
-                    "the data set inside this one already holds only one rank's rows, and the loader would share them "
-                    "out again: construct it with rank 0 and world size 1, or give the loader rank=0, world_size=1"
-                )
+    """The data set with the rows of all ranks, if this loader is to share them out.
+
+    Raises:
+        ValueError: It holds the rows of one rank only, and no others can be had from it.
+    """
+    if world_size == 1:
         return dataset
-    if (dataset.rank, dataset.world_size) != (rank, world_size) or not hasattr(dataset, "complete"):
+    if _is_share(dataset) and hasattr(dataset, "complete"):
+        if (dataset.rank, dataset.world_size) == (rank, world_size):
+            return dataset.complete()
         raise ValueError(
             f"the data set holds the rows of rank {dataset.rank} of {dataset.world_size}, but the loader is rank "
             f"{rank} of {world_size}: give both the same, or the loader rank=0, world_size=1 to read just these rows"
         )
-    return dataset.complete()
+    inside = list(vars(dataset).values()) if hasattr(dataset, "__dict__") else []
+    several = [entry for value in inside if isinstance(value, list | tuple) for entry in value]
+    if any(map(_is_share, (dataset, *inside, *several))):
+        raise ValueError(
+            "the data set already holds only one rank's rows, and the loader would share them out again: construct it "
+            "with rank 0 and world size 1, or give the loader rank=0, world_size=1"
+        )
+    return dataset
+
+
+def _is_share(value: Any) -> bool:
+    """Whether it is a data set of which other ranks have other rows."""
+    return hasattr(value, "__getitem__") and hasattr(value, "rank") and getattr(value, "world_size", 1) > 1
 
 
 def _lengths(dataset: Any) -> np.ndarray[Any, Any]:
