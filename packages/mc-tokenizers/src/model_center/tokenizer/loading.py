@@ -93,7 +93,7 @@ def _class_of_folder(folder: Path) -> str:
 def _class_of_file(file: Path) -> str:
     if file.name == "tokenizer.json":
         name = _CLASS_OF_BACKEND.get(read_json(file).get("model", {}).get("type"))
-    elif file.suffix == ".json":
+    elif file.suffix == ".json" or file.name == "merges.txt":
         name = "GPT2Tokenizer"
     else:
         tokens = set(read_tokens(file))
