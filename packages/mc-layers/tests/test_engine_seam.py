@@ -1,12 +1,9 @@
 """The engine seam: which engine runs, data types, parameters, initialisers, and collectives of one process."""
 
 import copy
-import os
 import pickle
 import random
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_center import engine as bmt
-from model_center.engine import HALF, Constant, Normal, TorchEngine, current_engine, use_engine
+from model_center.engine import HALF, Constant, Normal, TorchEngine, current, current_engine, use_engine
 from model_center.engine.torch_engine import InitializedParameter
 
 
@@ -91,14 +88,14 @@ def test_recomputation_is_the_default_on_cuda_only() -> None:
     assert TorchEngine(torch.device("cuda", 0)).use_checkpoint
 
 
-@pytest.mark.parametrize("call", ["engine.init_distributed()", "engine.rank()"])
-def test_several_processes_are_refused_and_not_trained_apart(call: str) -> None:
-    environment = {**os.environ, "WORLD_SIZE": "4", "RANK": "1"}
-    script = f"from model_center import engine; {call}"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "ValueError: `WORLD_SIZE` must be 1, but is 4" in done.stderr
-    assert "without torchrun" in done.stderr
+@pytest.mark.parametrize("call", [bmt.init_distributed, bmt.rank, lambda: current_engine().parameter])
+def test_several_processes_are_refused_and_not_trained_apart(
+    call: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(current, "_current", None)
+    with pytest.raises(ValueError, match=r"`WORLD_SIZE` must be 1, but is 4: .* without torchrun"):
+        call()
 
 
 def test_one_process_under_torchrun_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

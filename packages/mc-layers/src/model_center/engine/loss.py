@@ -16,8 +16,8 @@ class FusedCrossEntropy(torch.nn.Module):
     """Cross entropy between logits and class indices.
 
     Logits of any floating-point type are turned into float32 piece by piece (float64 stays), so half-precision logits
-    neither overflow nor are copied as a whole: forward keeps one number a row for backward. Classes whose logit is
-    minus infinity (vocabulary padding) cannot be reached and get no part of the label smoothing.
+    neither overflow nor are copied as a whole: backward computes their softmax again. Classes whose logit is minus
+    infinity (vocabulary padding) cannot be reached and get no part of the label smoothing.
 
     Args:
         weight: Weight of each class, shape (num_classes,); 1 if not given.
@@ -105,7 +105,7 @@ class FusedCrossEntropy(torch.nn.Module):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Loss of each row: the target's part `(1 - e) * w[t] * (lse - x[t])` and the smoothed part of all classes."""
+    """Loss of each row: with smoothing e, the target's part (1 - e) and a share of all reachable classes."""
 
     @staticmethod
     def forward(
@@ -117,41 +117,37 @@ class _CrossEntropy(torch.autograd.Function):
         weight: torch.Tensor | None,
         smoothing: float,
     ) -> torch.Tensor:
-        lse = torch.empty_like(row_weight)
+        target = target.long().unsqueeze(1)
         losses = torch.empty_like(row_weight)
         for rows in _pieces(logits):
-            x = logits[rows].to(lse.dtype)
-            lse[rows] = x.logsumexp(1)
-            at_target = x.gather(1, target[rows].unsqueeze(1).long()).squeeze(1)
-            losses[rows] = (1 - smoothing) * row_weight[rows] * (lse[rows] - at_target)
+            log_probability = torch.log_softmax(logits[rows], 1, dtype=losses.dtype)
+            at_target = log_probability.gather(1, target[rows]).squeeze(1)
+            losses[rows] = (smoothing - 1) * row_weight[rows] * at_target
             if smoothing:
-                share = _smooth_share(x, weight, smoothing)
+                share = _smooth_share(logits[rows], weight, smoothing, losses.dtype)
                 # Unreachable classes have share 0, and 0 times infinity is not 0.
-                below = (lse[rows].unsqueeze(1) - x).masked_fill(x == -torch.inf, 0)
-                losses[rows] += counts[rows] * (share * below).sum(1)
-        losses.masked_fill_(~counts, 0)
-        ctx.save_for_backward(logits, target, row_weight, counts, weight, lse)
+                losses[rows] -= (share * log_probability.masked_fill_(logits[rows] == -torch.inf, 0)).sum(1)
+        ctx.save_for_backward(logits, target, row_weight, counts, weight)
         ctx.smoothing = smoothing
-        return losses
+        return losses.masked_fill_(~counts, 0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, target, row_weight, counts, weight, lse = ctx.saved_tensors
+        logits, target, row_weight, counts, weight = ctx.saved_tensors
+        upstream = grad_output.unsqueeze(1)
+        of_target = upstream * ((1 - ctx.smoothing) * row_weight).unsqueeze(1)
         gradient = torch.empty_like(logits)
         for rows in _pieces(logits):
-            x = logits[rows].to(lse.dtype)
-            probability = (x - lse[rows].unsqueeze(1)).exp_()
-            target_part = (1 - ctx.smoothing) * row_weight[rows].unsqueeze(1)
+            piece = torch.softmax(logits[rows], 1, dtype=grad_output.dtype)
             if ctx.smoothing:
-                share = _smooth_share(x, weight, ctx.smoothing) * counts[rows].unsqueeze(1)
-                piece = probability.mul_(target_part + share.sum(1, keepdim=True)).sub_(share)
+                share = upstream[rows] * _smooth_share(logits[rows], weight, ctx.smoothing, piece.dtype)
+                piece.mul_(of_target[rows] + share.sum(1, keepdim=True)).sub_(share)
             else:
-                piece = probability.mul_(target_part)
-            piece.scatter_add_(1, target[rows].unsqueeze(1).long(), -target_part)
-            piece.mul_(grad_output[rows].unsqueeze(1)).masked_fill_(~counts[rows].unsqueeze(1), 0)
-            gradient[rows] = piece.to(gradient.dtype)
-        return gradient, None, None, None, None, None
+                piece.mul_(of_target[rows])
+            gradient[rows] = piece.scatter_add_(1, target[rows], -of_target[rows])
+        # Not by a factor of 0: ignored rows may hold infinities.
+        return gradient.masked_fill_(~counts.unsqueeze(1), 0), None, None, None, None, None
 
 
 _cross_entropy: Callable[..., torch.Tensor] = _CrossEntropy.apply
@@ -163,8 +159,10 @@ def _pieces(logits: torch.Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _smooth_share(x: torch.Tensor, weight: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+def _smooth_share(
+    logits: torch.Tensor, weight: torch.Tensor | None, smoothing: float, dtype: torch.dtype
+) -> torch.Tensor:
     """What each class gets of the smoothed part of a row's target, (rows, num_classes)."""
-    reachable = (x != -torch.inf).to(x.dtype)
+    reachable = (logits != -torch.inf).to(dtype)
     share = smoothing * reachable / reachable.sum(1, keepdim=True).clamp_min(1)
     return share if weight is None else share * weight

@@ -14,8 +14,9 @@ from model_center.engine.optim.loss_scale import LossScaler
 from model_center.engine.tensors import group_by_kind
 
 INITIAL_LOSS_SCALE = 65536.0
-# Parameters are updated in buckets of about this many elements: temporary float32 gradients take 256 MiB at most.
-BUCKET_ELEMENTS = 2**26
+# Parameters are updated in buckets of about this many elements, so that temporary float32 gradients take little memory
+# and transfers to the host overlap with updates there.
+BUCKET_ELEMENTS = 2**24
 
 Bucket: TypeAlias = list[torch.nn.Parameter]
 State: TypeAlias = dict[str, torch.Tensor]
@@ -108,6 +109,7 @@ class AdamOptimizer(torch.optim.Optimizer):
         """Moments, masters, options and loss scale: all that training needs to go on bit by bit."""
         return {**super().state_dict(), "loss_scale": self.scaler.state_dict()}
 
+    @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, also from the other of the two Adam optimizers.
 
@@ -132,22 +134,27 @@ class AdamOptimizer(torch.optim.Optimizer):
         sizes = [len(group["params"]) for group in self.param_groups]
         if (found := [len(group["params"]) for group in groups]) != sizes:
             raise ValueError(f"the state must be of parameter groups of {sizes} parameters, but is of {found}")
-        restored: dict[torch.Tensor, State] = {}
-        parameters = (parameter for group in self.param_groups for parameter in group["params"])
-        for index, parameter in zip((index for group in groups for index in group["params"]), parameters, strict=True):
-            saved = state_dict["state"].get(index)
-            if saved is not None:
-                restored[parameter] = state = self._new_state(parameter)
-                for name, tensor in state.items():
-                    source = saved.get(name, tensor if name == "master" else None)
-                    if source is None or source.shape != tensor.shape:
-                        found_shape = "is missing" if source is None else f"is of shape {tuple(source.shape)}"
-                        raise ValueError(
-                            f"the state `{name}` of parameter {index} must be of shape {tuple(tensor.shape)}, "
-                            f"but {found_shape}"
-                        )
-                    tensor.copy_(source)
-        return restored
+        indices = [index for group in groups for index in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        return {
+            parameter: self._restore_one(parameter, index, state_dict["state"][index])
+            for index, parameter in zip(indices, parameters, strict=True)
+            if index in state_dict["state"]
+        }
+
+    def _restore_one(self, parameter: torch.nn.Parameter, index: int, saved: State) -> State:
+        state = self._new_state(parameter)
+        if "master" not in saved:  # saved with float32 parameters: they are the masters, and may have been loaded
+            saved = {**saved, "master": parameter}
+        for name, tensor in state.items():
+            shape = tuple(saved[name].shape) if name in saved else None
+            if shape != tensor.shape:
+                found = "missing" if shape is None else f"of shape {shape}"
+                raise ValueError(
+                    f"the state `{name}` of parameter {index} must be of shape {tuple(tensor.shape)}, but is {found}"
+                )
+            tensor.copy_(saved[name])
+        return state
 
     def _update(self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], scale: float) -> None:
         for parameter in bucket:
