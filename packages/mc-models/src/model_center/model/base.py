@@ -1,8 +1,7 @@
 """What all models share: building from a configuration, loading, saving, exporting."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -83,7 +82,7 @@ class BaseModel(Module):
             if row.ours == (cls.tied_output,) and row.theirs[0] in held and row.fallback in held:
                 output, embedding = (stored.weights.read(held[name]) for name in (row.theirs[0], row.fallback))
                 if not torch.equal(output, embedding):
-                    return dataclasses.replace(config, tied=False)
+                    return replace(config, tied=False)
         return config
 
     @classmethod
@@ -121,7 +120,7 @@ class BaseModel(Module):
         elif (given := source.file(CONFIG_NAME)) is not None:
             options = read_json(given)
         if dtype is not None:
-            config = dataclasses.replace(config, dtype=dtype)
+            config = replace(config, dtype=dtype)
         stored = Stored(Checkpoint(source), options)
         config = cls.fit(config, stored)
         model = cls(config)
@@ -133,7 +132,10 @@ class BaseModel(Module):
         table = self.table(self.config) if stored.is_foreign else None
         names = list(current_engine().state_shapes(self))
         rules = self.own_rules(names, self.config, stored) if table is None else table.rules
-        WeightImport(self, stored.weights, expand(rules, self.config.depths), table, self.heads).run()
+        rows = expand(rules, self.config.depths)
+        if stored.options.get("tie_word_embeddings") is False:  # then a missing projection is missing
+            rows = [replace(row, fallback=None) if row.ours == (self.tied_output,) else row for row in rows]
+        WeightImport(self, stored.weights, rows, table, self.heads).run()
 
     def save_pretrained(self, directory: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         """Writes `config.json` and the weights as safetensors, for `from_pretrained`.

@@ -14,7 +14,7 @@ _SIZES = {
     "bert-large-cased": {"vocab_size": 28996, **_LARGE},
     "bert-large-uncased": {"vocab_size": 30522, **_LARGE},
     "bert-base-chinese": {"vocab_size": 21128},
-    "bert-base-multilingual-cased": {"vocab_size": 119547},
+    "bert-base-multilingual-cased": {},
 }
 _ATTENTION = ("self.query", "self.key", "self.value", "output.dense")
 
@@ -65,12 +65,12 @@ class Bert(EncoderLM):
     @classmethod
     def table(cls, config: BertConfig) -> Table:
         """The rules. Post-layer-norm models keep the tree of pre-layer-norm ones: a norm is the previous output's."""
-        layer, theirs, embedding = "encoder.layers.{i}", "encoder.layer.{i}", "embeddings.word_embeddings.weight"
+        layer, theirs, head = "encoder.layers.{i}", "encoder.layer.{i}", "cls.predictions"
+        embedding = "embeddings.word_embeddings.weight"
         norms = ["attention.output.LayerNorm.*", "crossattention.output.LayerNorm.*"][: 1 + config.add_cross_attention]
-        biases = ("cls.predictions.bias", "cls.predictions.decoder.bias")
         return Table(
             [
-                Rule("input_embedding.weight", (embedding, "cls.predictions.decoder.weight")),
+                Rule("input_embedding.weight", (embedding, f"{head}.decoder.weight")),
                 Rule("position_embedding.weight", "embeddings.position_embeddings.weight"),
                 Rule("token_type_embedding.weight", "embeddings.token_type_embeddings.weight"),
                 Rule("encoder.layers.0.self_att.layernorm_before_attention.*", "embeddings.LayerNorm.*"),
@@ -82,9 +82,9 @@ class Bert(EncoderLM):
                 Rule(f"{layer}.ffn.ffn.w_out.*", f"{theirs}.output.dense.*"),
                 *attention(f"{layer}.self_att", f"{theirs}.attention", *_ATTENTION),
                 *attention(f"{layer}.cross_att", f"{theirs}.crossattention", *_ATTENTION),
-                *within("lm_head", "cls.predictions.transform", {"dense.*": "dense.*", "layer_norm.*": "LayerNorm.*"}),
-                Rule("lm_head.decoder.weight", "cls.predictions.decoder.weight", fallback=embedding),
-                Rule("lm_head.decoder.bias", biases if config.tied else biases[::-1]),
+                *within("lm_head", f"{head}.transform", {"dense.*": "dense.*", "layer_norm.*": "LayerNorm.*"}),
+                Rule("lm_head.decoder.weight", f"{head}.decoder.weight", fallback=embedding),
+                Rule("lm_head.decoder.bias", f"{head}.decoder.bias", fallback=f"{head}.bias"),
                 Rule("pooler.dense.*", "pooler.dense.*"),
                 Rule("cls_projection.*", "classifier.*"),
             ],

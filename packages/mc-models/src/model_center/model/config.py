@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +12,7 @@ from typing import Any, ClassVar, Self, get_args, get_type_hints
 import torch
 
 from model_center.engine import HALF
+from model_center.engine.checkpoint import atomic_write
 from model_center.layer import BlockOptions
 from model_center.model.source import read_config, read_json, resolve
 
@@ -167,19 +166,8 @@ class Config(BlockOptions):
 
     def to_json_file(self, path: str | Path) -> None:
         """Writes the configuration; the file is replaced as a whole or not at all."""
-        target = Path(path)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}-", delete=False
-        ) as file:
-            try:
-                file.write(json.dumps(self.to_dict(), indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                Path(file.name).chmod(0o644)
-                Path(file.name).replace(target)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
+        with atomic_write(path) as file:
+            file.write((json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     @classmethod
     def preset(cls, name: str) -> Self:

@@ -125,7 +125,7 @@ class WeightImport:
         used: set[str] = set()
         for row in self.rows:
             if all(name in wanted for name in row.ours):
-                used.update(row.theirs)
+                used.update(row.theirs, [row.fallback] if row.fallback else [])
             elif self._is_in(row.ours[0], self.heads):
                 head_names.update(row.theirs)
         left_over: list[str] = []
