@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from model_center.layer import Attention, AttentionMask, RelativePositionEmbedding, RotaryEmbedding
-from model_center.layer.attention_kernels import attend, attend_reference
+from model_center.layer.attention_kernels import Scoring, attend, attend_reference
 
 F64 = torch.float64
 BATCH, HEADS, LENGTH, DIM = 3, 4, 6, 8
@@ -62,9 +62,10 @@ def test_kernels(name: str, heads_kv: int, bias_shape: tuple[int, ...] | None) -
     bias = None if bias_shape is None else torch.randn(bias_shape, dtype=F64)
     allowed = None if mask is None else mask.materialize(LENGTH, LENGTH)
     resolved = (mask or AttentionMask()).resolve(LENGTH, LENGTH, query.device)
+    scoring = Scoring(bias=bias, scale=0.3)
     expected = attention(query, key, value, allowed, bias, scale=0.3)
-    fused, nothing = attend(query, key, value, resolved, bias=bias, scale=0.3)
-    reference, probabilities = attend_reference(query, key, value, resolved, bias=bias, scale=0.3)
+    fused, nothing = attend(query, key, value, resolved, scoring)
+    reference, probabilities = attend_reference(query, key, value, resolved, scoring)
     assert nothing is None
     compared = meaningful(name)
     for output in (fused, reference):
@@ -81,7 +82,7 @@ def test_gradients_are_finite_and_right_whatever_is_masked(name: str, learns_bia
     bias = torch.randn(HEADS, LENGTH, LENGTH, dtype=F64, requires_grad=learns_bias)
 
     def call(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        return attend(query, key, value, mask, bias=bias)[0]
+        return attend(query, key, value, mask, Scoring(bias=bias))[0]
 
     assert torch.autograd.gradcheck(call, (*inputs, bias), fast_mode=True)
 
@@ -93,7 +94,7 @@ def test_mask_value_takes_the_masked_scores_place(mask_value: float) -> None:
     dense[0, 0] = False  # attends nothing
     mask = AttentionMask.from_dense(dense).resolve(LENGTH, LENGTH, query.device)
     expected = attention(query, key, value, dense[:, None], scale=0.5, mask_value=mask_value)
-    assert_close(attend(query, key, value, mask, scale=0.5, mask_value=mask_value)[0], expected)
+    assert_close(attend(query, key, value, mask, Scoring(scale=0.5, mask_value=mask_value))[0], expected)
     assert not expected[0, :, 0].any()
 
 
@@ -103,7 +104,7 @@ def test_dropout_drops_probabilities() -> None:
     mask = AttentionMask().resolve(LENGTH, LENGTH, query.device)
     torch.manual_seed(0)
     for need in (False, True):
-        output, probabilities = attend(query, key, value, mask, dropout_p=0.5, need_probabilities=need)
+        output, probabilities = attend(query, key, value, mask, Scoring(dropout_p=0.5), need)
         assert 0.8 < output.mean() < 1.2  # unbiased
         assert output.std() > 0.1
         if probabilities is not None:

@@ -238,7 +238,12 @@ def test_inputs_that_do_not_fit() -> None:
         (lambda: rotary(x, None), r"`position_bias` must be a RotaryEmbedding or .* but is NoneType"),
         (lambda: relative(x, None, bias[:, :2]), r"`position_bias` must have shape .* = \(2, 3, 3\), .* \(2, 2, 3\)"),
         (lambda: encoder(x, None, head_mask=torch.ones(2)), r"`head_mask` .* \(num_layers, num_heads\) = \(2, 2\)"),
-        (lambda: encoder.layers[0](x, None, None, x), r"`cross_hidden_states` must be None .* is_decoder=False"),
+        (lambda: encoder.layers[0](x, None, None, x), r"`cross_hidden_states` must be None .*is_decoder=False"),
+        (lambda: encoder(x, None, None, x), r"`cross_hidden_states` must be None in an encoder"),
+        (
+            lambda: encoder(x, None, None, None, AttentionMask(key_padding=torch.zeros(2, 4).bool())),
+            r"`cross_attention_mask`, .* must be None without `cross_hidden",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             call()  # type: ignore[no-untyped-call]

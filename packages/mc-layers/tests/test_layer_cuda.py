@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from model_center.engine import TorchEngine, use_engine
 from model_center.layer import AttentionMask, Decoder, Embedding, Encoder, RelativePositionEmbedding, RotaryEmbedding
-from model_center.layer.attention_kernels import attend, attend_reference
+from model_center.layer.attention_kernels import Scoring, attend, attend_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -53,7 +53,8 @@ def test_kernels_forward_and_backward(name: str, dtype: torch.dtype, heads_kv: i
             tensor.requires_grad_()
         mask = (on_cuda(MASKS[name]) if device == CUDA else MASKS[name]).resolve(LENGTH, LENGTH, device)
         kernel: Any = attend if device == CUDA else attend_reference
-        output, _ = kernel(query, key, value, mask, bias=None if biased == "unbiased" else bias, scale=DIM**-0.5)
+        scoring = Scoring(bias=None if biased == "unbiased" else bias, scale=DIM**-0.5)
+        output, _ = kernel(query, key, value, mask, scoring)
         output.backward(torch.ones_like(output) * torch.arange(LENGTH, device=device)[:, None] / LENGTH)
         results.append([tensor.detach().double().cpu() for tensor in (output, *(t.grad for t in learn))])
     for mine, expected in zip(*results, strict=True):

@@ -1,6 +1,7 @@
 """Linear, Embedding, LayerNorm and FeedForward against naive references, and their gradients."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -121,3 +122,33 @@ def test_an_explicit_dtype_wins_and_the_default_is_the_engines() -> None:
     with use_engine(TorchEngine(torch.device("cpu"))):
         assert Linear(2, 2).weight.dtype == torch.float32
         assert LayerNorm(2).weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Linear(0, 3), r"`dim_in` must be a positive integer, but is 0"),
+        (lambda: LayerNorm(-1), r"`dim_norm` must be a positive integer, but is -1"),
+        (lambda: Linear(5, 3)(torch.zeros(2, 4)), r"`x` must be `dim_in` \(5\), but its shape is \(2, 4\)"),
+        (lambda: Linear(5, 3)(torch.tensor(1.0)), r"`x` must be `dim_in` \(5\), but its shape is \(\)"),
+        (lambda: LayerNorm(5)(torch.zeros(2, 4)), r"`x` must be `dim_norm` \(5\), but its shape is \(2, 4\)"),
+        (lambda: FeedForward(5, 3)(torch.zeros(4)), r"`x` must be `dim_in` \(5\), but its shape is \(4,\)"),
+        (lambda: FeedForward(5, 3, activate_fn="tanh"), r"`activate_fn` must be one of 'relu', .*but is 'tanh'"),
+        (lambda: Embedding(5, 3).projection(torch.zeros(4)), r"`x` must be `embedding_size` \(3\), but its shape is"),
+        (
+            lambda: Embedding(5, 3)(torch.tensor([1.0])),
+            r"`ids` must be a tensor of int64 or int32, but is torch.float32",
+        ),
+        (
+            lambda: Embedding(5, 3)(torch.tensor([[0, 4], [5, -1]])),
+            r"`ids` must lie in \[0, 5\), the vocabulary, but 2 of them do not; the first is ids\[1, 0\] = 5",
+        ),
+    ],
+)
+def test_errors(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_empty_batch_is_a_batch() -> None:
+    assert Embedding(5, 3)(torch.empty(0, 7, dtype=torch.int64)).shape == (0, 7, 3)

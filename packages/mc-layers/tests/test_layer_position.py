@@ -2,6 +2,7 @@
 
 import cmath
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,3 +114,22 @@ def test_rotated_products_depend_on_distance_only(a: int, b: int, shift: int) ->
         return (turned_q * rotary.positions(torch.tensor([key_position]), F64).rotate(key)).sum()
 
     assert_close(product(a, b), product(a + shift, b + shift))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: RotaryEmbedding(5), r"`rotary_dim` must be even, but is 5"),
+        (
+            lambda: RotaryEmbedding(8)(*torch.zeros(2, 1, 3, 6)),
+            r"`rotary_dim` must be at most `dim_head` \(6\), but is 8",
+        ),
+        (lambda: RelativePositionEmbedding(0), r"`num_heads` must be a positive integer, but is 0"),
+        (lambda: RelativePositionEmbedding(2, 32, 16), r"`max_distance` must be greater than .* `max_distance` 16"),
+        (lambda: RelativePositionEmbedding(2, 3, bidirectional=True), r"at least one, but `num_buckets` is 3"),
+        (lambda: RelativePositionEmbedding(2)(3, 0), r"`key_len` must be a positive integer, but is 0"),
+    ],
+)
+def test_errors(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

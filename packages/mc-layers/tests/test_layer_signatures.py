@@ -53,6 +53,9 @@ REQUIRED_BESIDES = {"Embedding": ["embedding_size"]}  # cut off in the document
 HEAD_MASK = {"head_mask": "documented as unused in models"}
 OUTPUTS = {"output_attentions": "documented as unused in models"}
 CACHE = {"cache": "decoding"}
+CROSS_HEAD_MASK = {"cross_head_mask": "as head_mask"}
+# Encoder and decoder have one forward; an encoder refuses these.
+CROSS = dict.fromkeys(["cross_hidden_states", "cross_attention_mask", "cross_position_bias"], "a decoder's")
 STACK_OUTPUTS = OUTPUTS | {"output_hidden_states": "documented as unused in models"}
 ADDED_TO_FORWARD: dict[str, dict[str, str]] = {
     "RelativePositionEmbedding": {"query_offset": "decoding"},
@@ -61,9 +64,9 @@ ADDED_TO_FORWARD: dict[str, dict[str, str]] = {
     "SelfAttentionBlock": HEAD_MASK | CACHE | OUTPUTS,
     "CrossAttentionBlock": HEAD_MASK | CACHE | OUTPUTS,
     "FFNBlock": {"add_to": "parallel blocks add to another stream"},
-    "TransformerBlock": {"self_head_mask": "as head_mask", "cross_head_mask": "as head_mask"} | CACHE | STACK_OUTPUTS,
-    "Encoder": HEAD_MASK | CACHE | STACK_OUTPUTS,
-    "Decoder": HEAD_MASK | {"cross_head_mask": "as head_mask"} | CACHE | STACK_OUTPUTS,
+    "TransformerBlock": {"self_head_mask": "as head_mask"} | CROSS_HEAD_MASK | CACHE | STACK_OUTPUTS,
+    "Encoder": CROSS | HEAD_MASK | CROSS_HEAD_MASK | CACHE | STACK_OUTPUTS,
+    "Decoder": HEAD_MASK | CROSS_HEAD_MASK | CACHE | STACK_OUTPUTS,
 }
 
 

@@ -8,7 +8,7 @@ from types import NoneType
 
 from torch import Tensor
 
-from model_center.layer.attention_kernels import attend
+from model_center.layer.attention_kernels import Scoring, attend
 from model_center.layer.attention_mask import AttentionMask, ScoreMask, resolve_mask
 from model_center.layer.cache import CrossAttentionCache, SelfAttentionCache
 from model_center.layer.checks import check_choice, check_last_dim, check_positive, check_probability
@@ -77,7 +77,6 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
         self.project_k = Linear(**select(Linear, self, dim_out=inner_kv))
         self.project_v = Linear(**select(Linear, self, dim_out=inner_kv))
         self.attention_out = Linear(**select(Linear, self, dim_in=inner, dim_out=dim_out))
-        self._scale = 1 / math.sqrt(self.dim_head) if self.attn_scale else 1.0
 
     def forward(
         self,
@@ -117,17 +116,14 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
                 f"`position_bias` must have shape (num_heads, len_q, len_k) = {(self.num_heads, len_q, len_k)}, "
                 f"or that with a batch dimension in front, but has {tuple(bias.shape)}"
             )
-        output, probabilities = attend(
-            h_q,
-            h_k,
-            h_v,
-            resolve_mask(mask, batch=batch, len_q=len_q, len_k=len_k, query_offset=query_offset, device=query.device),
+        mask = resolve_mask(mask, batch=batch, len_q=len_q, len_k=len_k, query_offset=query_offset, device=query.device)
+        scoring = Scoring(
             bias=bias,
-            scale=self._scale,
+            scale=1 / math.sqrt(self.dim_head) if self.attn_scale else 1.0,
             mask_value=self.mask_value,
             dropout_p=self.dropout_p if self.training else 0.0,
-            need_probabilities=output_attentions,
         )
+        output, probabilities = attend(h_q, h_k, h_v, mask, scoring, output_attentions)
         if head_mask is not None:
             # A factor of a head's probabilities is a factor of its output.
             factor = head_mask.to(output.dtype)[:, None, None]

@@ -313,7 +313,7 @@ class TransformerBlock(BlockOptions, Module):
         cross_cache = None if cache is None else cache.cross_attention
         if cross_hidden_states is not None or (cross_cache is not None and cross_cache.length):
             if self.cross_att is None:
-                raise ValueError("`cross_hidden_states` must be None in a block built with is_decoder=False")
+                raise ValueError("`cross_hidden_states` must be None in an encoder (is_decoder=False)")
             hidden_states = self.cross_att(
                 hidden_states,
                 cross_hidden_states,
@@ -325,6 +325,11 @@ class TransformerBlock(BlockOptions, Module):
             )
             if output_attentions:
                 hidden_states, cross_attention = hidden_states
+        elif not (cross_attention_mask is None and cross_position_bias is None and cross_head_mask is None):
+            raise ValueError(
+                "`cross_attention_mask`, `cross_position_bias` and `cross_head_mask` must be None without "
+                "`cross_hidden_states`"
+            )
         if self.parallel_ffn:
             hidden_states = self.ffn(self_hidden_states, hidden_states)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,17 +37,20 @@ class StackOutput:
     cross_attentions: tuple[Tensor, ...] | None = None
 
 
-class _Cross(NamedTuple):
-    """What a decoder attends besides itself."""
-
-    hidden_states: Tensor | None = None
-    mask: Mask | None = None
-    position_bias: PositionBias | None = None
-    head_mask: Tensor | None = None
-
-
 @dataclass(eq=False, repr=False)
 class _Stack(BlockOptions, Module):
+    """Encoder or decoder.
+
+    Args:
+        num_layers: Number of blocks.
+        dim_model: Size of the residual stream.
+        dim_ff: Size of the feed-forward layers' middle.
+        num_heads: Number of attention heads.
+        dim_head: Size of each head.
+
+    The other options are described in `BlockOptions` and the groups it inherits.
+    """
+
     num_layers: int
     dim_model: int
     dim_ff: int
@@ -62,22 +65,53 @@ class _Stack(BlockOptions, Module):
         self.layers = TransformerBlockList(TransformerBlock(**options) for _ in range(self.num_layers))
         self.output_layernorm = LayerNorm(**select(LayerNorm, self, prefix="norm_", dim_norm=self.dim_model))
 
-    def _run(
+    def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Mask | None,
-        position_bias: PositionBias | None,
-        cross: _Cross,
-        head_mask: Tensor | None,
-        cache: KeyValueCache | None,
-        output_attentions: bool,
-        output_hidden_states: bool,
+        position_bias: PositionBias | None = None,
+        cross_hidden_states: Tensor | None = None,
+        cross_attention_mask: Mask | None = None,
+        cross_position_bias: PositionBias | None = None,
+        head_mask: Tensor | None = None,
+        cross_head_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> Tensor | StackOutput:
-        self._check_inputs(hidden_states, head_mask, cross.head_mask, cache)
-        attention_mask, cross_mask = self._resolve_masks(hidden_states, attention_mask, cross, cache)
-        shared = (attention_mask, position_bias, cross.hidden_states, cross_mask, cross.position_bias)
+        """Run all blocks; everything that concerns attention is what `TransformerBlock.forward` takes.
+
+        Args:
+            hidden_states: Shape (batch, seq, dim_model), for instance embeddings.
+            attention_mask: For all blocks; (batch, seq, seq) if dense.
+            position_bias: For all blocks; (num_heads, seq, seq) if a tensor.
+            cross_hidden_states: What a decoder attends besides itself, (batch, seq_cross, dim_model), for instance
+                the encoder's output.
+            cross_attention_mask: For all blocks; (batch, seq, seq_cross) if dense.
+            cross_position_bias: For all blocks; (num_heads, seq, seq_cross).
+            head_mask: *Added.* Factors of all self-attention heads, shape (num_layers, num_heads).
+            cross_head_mask: *Added.* Factors of all cross-attention heads, shape (num_layers, num_heads).
+            cache: *Added.* Keys and values of earlier positions, which are then not part of `hidden_states`.
+            output_attentions: *Added.* Return every layer's attention probabilities as well.
+            output_hidden_states: *Added.* Return the hidden states between layers as well.
+
+        Returns:
+            Shape (batch, seq, dim_model), or a `StackOutput` if more is asked for.
+        """
+        self._check_inputs(hidden_states, head_mask, cross_head_mask, cache)
+        batch, len_q = hidden_states.shape[:2]
+        cached = 0 if cache is None else cache.length
+        # The masks' tensors are made once, for all blocks.
+        sizes: dict[str, Any] = {"batch": batch, "len_q": len_q, "device": hidden_states.device}
+        attention_mask = resolve_mask(attention_mask, **sizes, len_k=cached + len_q, query_offset=cached)
+        cross_length = 0 if cache is None else cache.cross_length
+        if cross_hidden_states is not None:
+            cross_length = cross_hidden_states.shape[1]
+        if cross_attention_mask is not None and cross_length:
+            cross_attention_mask = resolve_mask(cross_attention_mask, **sizes, len_k=cross_length, query_offset=0)
+        shared = (attention_mask, position_bias, cross_hidden_states, cross_attention_mask, cross_position_bias)
         wanted = output_attentions or output_hidden_states
-        if not wanted and head_mask is None and cross.head_mask is None and cache is None:
+        if not wanted and head_mask is None and cross_head_mask is None and cache is None:
             output: Tensor = self.output_layernorm(self.layers(hidden_states, *shared))
             return output
         per_layer = []
@@ -86,7 +120,7 @@ class _Stack(BlockOptions, Module):
                 hidden_states,
                 *shared,
                 None if head_mask is None else head_mask[index],
-                None if cross.head_mask is None else cross.head_mask[index],
+                None if cross_head_mask is None else cross_head_mask[index],
                 None if cache is None else cache.layers[index],
                 output_attentions,
                 output_hidden_states,
@@ -105,25 +139,6 @@ class _Stack(BlockOptions, Module):
             hidden_states=(*layer_inputs, last) if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions if cross_attentions[0] is not None else None,
-        )
-
-    def _resolve_masks(
-        self,
-        hidden_states: Tensor,
-        mask: Mask | None,
-        cross: _Cross,
-        cache: KeyValueCache | None,
-    ) -> tuple[Mask, Mask]:
-        """Make the masks' tensors once, for all blocks."""
-        batch, len_q = hidden_states.shape[:2]
-        cached = 0 if cache is None else cache.length
-        cross_length = 0 if cache is None else cache.cross_length
-        if cross.hidden_states is not None:
-            cross_length = cross.hidden_states.shape[1]
-        device = hidden_states.device
-        return (
-            resolve_mask(mask, batch=batch, len_q=len_q, len_k=cached + len_q, query_offset=cached, device=device),
-            resolve_mask(cross.mask, batch=batch, len_q=len_q, len_k=cross_length, query_offset=0, device=device),
         )
 
     def _check_inputs(
@@ -158,116 +173,19 @@ class _Stack(BlockOptions, Module):
             )
 
 
-@dataclass(eq=False, repr=False)
 class Encoder(_Stack):
     """Transformer blocks of self-attention, and a final normalisation. With a causal mask it is a GPT's decoder.
 
-    Args:
-        num_layers: Number of blocks.
-        dim_model: Size of the residual stream.
-        dim_ff: Size of the feed-forward layers' middle.
-        num_heads: Number of attention heads.
-        dim_head: Size of each head.
-
-    The other options are described in `BlockOptions` and the groups it inherits.
+    Its `forward` refuses everything that begins with `cross_`.
     """
 
     _is_decoder = False
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Mask | None,
-        position_bias: PositionBias | None = None,
-        head_mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> Tensor | StackOutput:
-        """Run all blocks.
 
-        Args:
-            hidden_states: Shape (batch, seq_enc, dim_model), for instance embeddings.
-            attention_mask: An `AttentionMask`, a tensor of shape (batch, seq_enc, seq_enc), True (or 1) where
-                attention is allowed, or None if nothing is masked.
-            position_bias: Shape (num_heads, seq_enc, seq_enc), or rotations, shared by all blocks.
-            head_mask: *Added.* Factors of all heads, shape (num_layers, num_heads).
-            cache: *Added.* Keys and values of earlier positions, which are then not part of `hidden_states`.
-            output_attentions: *Added.* Return every layer's attention probabilities as well.
-            output_hidden_states: *Added.* Return the hidden states between layers as well.
-
-        Returns:
-            Shape (batch, seq_enc, dim_model), or a `StackOutput` if more is asked for.
-        """
-        return self._run(
-            hidden_states,
-            attention_mask,
-            position_bias,
-            _Cross(),
-            head_mask,
-            cache,
-            output_attentions,
-            output_hidden_states,
-        )
-
-
-@dataclass(eq=False, repr=False)
 class Decoder(_Stack):
     """Transformer blocks of self-attention and cross-attention, and a final normalisation.
 
-    Args:
-        num_layers: Number of blocks.
-        dim_model: Size of the residual stream.
-        dim_ff: Size of the feed-forward layers' middle.
-        num_heads: Number of attention heads.
-        dim_head: Size of each head.
-
-    The other options are described in `BlockOptions` and the groups it inherits.
+    Without `cross_hidden_states`, and without a cache that holds their keys and values, cross-attention is left out.
     """
 
     _is_decoder = True
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Mask | None,
-        position_bias: PositionBias | None = None,
-        cross_hidden_states: Tensor | None = None,
-        cross_attention_mask: Mask | None = None,
-        cross_position_bias: PositionBias | None = None,
-        head_mask: Tensor | None = None,
-        cross_head_mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> Tensor | StackOutput:
-        """Run all blocks.
-
-        Args:
-            hidden_states: Shape (batch, seq_dec, dim_model), for instance embeddings.
-            attention_mask: What self-attention may attend: an `AttentionMask`, a tensor of shape
-                (batch, seq_dec, seq_dec), True (or 1) where attention is allowed, or None if nothing is masked.
-            position_bias: Shape (num_heads, seq_dec, seq_dec), or rotations, shared by all blocks.
-            cross_hidden_states: Shape (batch, seq_enc, dim_model), for instance the encoder's output. Without it
-                there is no cross-attention, unless `cache` holds its keys and values already.
-            cross_attention_mask: What cross-attention may attend, (batch, seq_dec, seq_enc) if dense.
-            cross_position_bias: Shape (num_heads, seq_dec, seq_enc).
-            head_mask: *Added.* Factors of all self-attention heads, shape (num_layers, num_heads).
-            cross_head_mask: *Added.* The same for cross-attention.
-            cache: *Added.* Keys and values of earlier positions, which are then not part of `hidden_states`.
-            output_attentions: *Added.* Return every layer's attention probabilities as well.
-            output_hidden_states: *Added.* Return the hidden states between layers as well.
-
-        Returns:
-            Shape (batch, seq_dec, dim_model), or a `StackOutput` if more is asked for.
-        """
-        return self._run(
-            hidden_states,
-            attention_mask,
-            position_bias,
-            _Cross(cross_hidden_states, cross_attention_mask, cross_position_bias, cross_head_mask),
-            head_mask,
-            cache,
-            output_attentions,
-            output_hidden_states,
-        )
