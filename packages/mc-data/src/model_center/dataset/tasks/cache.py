@@ -1,12 +1,15 @@
-"""Tokenized rows on disk, under a name that says everything they depend on."""
+"""Tokenized rows on disk, under a name that says everything they depend on.
+
+A file is a checksum followed by an archive of arrays (NumPy's ``.npz``).
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +23,7 @@ from .columns import Column, Ragged
 from .encoding import describe, is_fast
 
 FORMAT = 1
+CHECKSUM_SIZE = 16
 logger = logging.getLogger(__name__)
 
 
@@ -61,12 +65,12 @@ def cached(cache: bool | str | Path, identity: object, tokenizer: Any, build: Ca
         return build()
     folder = cache_folder() if cache is True else Path(cache)
     key = repr((FORMAT, version("mc-data"), identity, fingerprint(tokenizer)))
-    file = folder / f"{hashlib.blake2b(key.encode(), digest_size=20).hexdigest()}.npz"
+    file = folder / f"{hashlib.blake2b(key.encode(), digest_size=20).hexdigest()}.rows"
     if file.exists():
         try:
             return _load(file)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning("%s is damaged (%s) and is made anew", file, error)
+        except (OSError, ValueError) as error:
+            logger.warning("%s is made anew: %s", file, error)
     stored = build()
     try:
         _save(file, stored)
@@ -91,6 +95,10 @@ def fingerprint(tokenizer: Any) -> str:
     raise ValueError(f"`cache` needs to know which ids a tokenizer gives: {describe(tokenizer)} has no `fingerprint`")
 
 
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=CHECKSUM_SIZE).digest()
+
+
 def _save(file: Path, stored: Stored) -> None:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, column in stored.columns.items():
@@ -100,10 +108,13 @@ def _save(file: Path, stored: Stored) -> None:
             arrays[f"single/{name}"] = column
     texts = json.dumps({"answers": stored.answers, "groups": stored.groups})
     arrays["texts"] = np.frombuffer(texts.encode(), dtype=np.uint8)
+    archive = io.BytesIO()
+    np.savez(archive, allow_pickle=False, **arrays)
+    content = archive.getvalue()
     file.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}.", delete=False) as temporary:
         try:
-            np.savez(temporary, allow_pickle=False, **arrays)
+            temporary.write(_checksum(content) + content)
             temporary.close()
             Path(temporary.name).replace(file)
         except BaseException:
@@ -112,9 +123,12 @@ def _save(file: Path, stored: Stored) -> None:
 
 
 def _load(file: Path) -> Stored:
+    everything = file.read_bytes()
+    checksum, content = everything[:CHECKSUM_SIZE], everything[CHECKSUM_SIZE:]
+    if checksum != _checksum(content):
+        raise ValueError("it is damaged")
     columns: dict[str, Column] = {}
-    # The archive checks each array's checksum as it is read.
-    with np.load(file, allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         for entry in arrays.files:
             kind, _, name = entry.partition("/")
             if kind == "values":

@@ -178,7 +178,7 @@ def _document(name: str, lines: list[bytes]) -> Iterator[tuple[str, Row]]:
 
 def _json_object(where: str, text: bytes) -> Row:
     try:
-        row = json.loads(text)
+        row = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(row, dict):
@@ -210,6 +210,10 @@ def _example(where: str, row: Row, task: Task) -> Example:
             raise ValueError(f"{where}: field {place!r} is missing; a row of {task.name} has {_places(task)}")
         if not isinstance(value, str):
             raise ValueError(f"{where}: field {place!r} must be text, but is {value!r}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON may escape half a character
+            raise ValueError(f"{where}: field {place!r} is not Unicode text ({error})") from error
         values[name] = value
     group = str(_look_up(row, task.group) or "") if task.group else ""
     if task.answers:
