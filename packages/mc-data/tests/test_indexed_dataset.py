@@ -145,11 +145,11 @@ def test_a_buffer_may_be_reused_by_its_owner(tmp_path: Path) -> None:
         ([-1], "uint16", "holds -1"),
         ([2**31], "int32", "holds 2147483648"),
         (np.array([2**63], dtype=np.uint64), "int64", "holds 9223372036854775808"),
-        ([1.5], "int32", "dtype float64"),
+        ([1.5], "int32", "has float64 values"),
         ([1e300], "float32", "larger values"),
         ([[1, 2]], "int32", r"shape \(1, 2\)"),
         (3, "int32", r"shape \(\)"),
-        ([True], "int32", "dtype bool"),
+        (np.array([True]), "int32", "has bool values"),
     ],
 )
 def test_what_does_not_fit_is_an_error_and_appends_nothing(item: Any, dtype: str, message: str, tmp_path: Path) -> None:
