@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model_center import engine as bmt
 from model_center.engine import TorchEngine, use_engine
 from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer
 from model_center.engine.optim import adam as adam_module
@@ -163,6 +164,18 @@ def test_state_is_copied_and_moves_between_the_two_optimizers() -> None:
     assert torch.equal(offload.state[twins[0]]["master"], optimizer.state[ours[0]]["master"])
 
 
+def test_a_float32_state_gives_half_precision_parameters_their_masters() -> None:
+    ours = parameters(torch.float32)
+    optimizer = AdamOptimizer(ours)
+    give_gradients(ours, 0)
+    optimizer.step()
+    half = [torch.nn.Parameter(target.detach().bfloat16()) for target in ours]
+    halved = AdamOptimizer(half)
+    halved.load_state_dict(optimizer.state_dict())
+    assert torch.equal(halved.state[half[0]]["master"], half[0].float())
+    assert torch.equal(halved.state[half[0]]["exp_avg"], optimizer.state[ours[0]]["exp_avg"])
+
+
 def test_a_state_of_other_parameters_is_an_error_and_changes_nothing() -> None:
     ours = parameters(torch.float32)
     optimizer = AdamOptimizer(ours)
@@ -196,6 +209,18 @@ def test_parameters_without_a_gradient_stay() -> None:
     optimizer.step()
     assert torch.equal(ours[1], before)
     assert ours[1] not in optimizer.state
+
+
+def test_empty_parameters_are_fine() -> None:
+    # A process may hold nothing of a small parameter that is sharded.
+    ours = [*parameters(torch.bfloat16), torch.nn.Parameter(torch.empty(0, dtype=torch.bfloat16))]
+    give_gradients(ours, 0)
+    optimizer = AdamOptimizer(ours)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert bmt.optim.clip_grad_norm(optimizer.param_groups, 1.0).isfinite()
+    assert bmt.optim.clip_grad_norm(optimizer.param_groups, 1.0, norm_type="inf").isfinite()
+    assert optimizer.state[ours[-1]]["master"].shape == (0,)
 
 
 def test_gradients_are_left_as_they_are() -> None:

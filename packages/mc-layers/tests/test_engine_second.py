@@ -76,7 +76,6 @@ def test_training_is_the_same_under_both_engines() -> None:
 
 def test_every_parameter_and_class_is_the_second_engines() -> None:
     with use_engine(FakeEngine()) as engine:
-        assert isinstance(engine, FakeEngine)
         model = Translator()
     assert {id(parameter) for parameter in model.parameters()} == {id(parameter) for parameter in engine.parameters}
     assert all(isinstance(parameter, FlatParameter) and parameter.dim() == 1 for parameter in model.parameters())
@@ -126,7 +125,6 @@ def test_collectives_reach_the_second_engine() -> None:
         assert bmt.gather_result(torch.tensor([1, 2])).tolist() == [1, 2, 1, 2]
         bmt.synchronize()
         engine.shutdown()
-        assert isinstance(engine, FakeEngine)
         assert engine.events == ["synchronize", "shutdown"]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from model_center.engine.current import current_engine
 
-Pathish = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load_state_dict(
 
 
 @contextmanager
-def atomic_write(path: Pathish) -> Iterator[IO[bytes]]:
+def atomic_write(path: FilePath) -> Iterator[IO[bytes]]:
     """Opens a file for writing that takes its name only once it is complete and on disk.
 
     Whatever happens in between, `path` is either what it was before or the complete new file. What a killed process
@@ -119,7 +119,7 @@ def atomic_write(path: Pathish) -> Iterator[IO[bytes]]:
         os.close(directory)
 
 
-def save(model: torch.nn.Module, path: Pathish) -> None:
+def save(model: torch.nn.Module, path: FilePath) -> None:
     """Writes the parameters and buffers of a model to one file. All processes call it; one writes.
 
     A process that is killed while saving leaves the previous file as it was.
@@ -139,7 +139,7 @@ def save(model: torch.nn.Module, path: Pathish) -> None:
     engine.synchronize()
 
 
-def load(model: torch.nn.Module, path: Pathish, strict: bool = True) -> StateMismatch:
+def load(model: torch.nn.Module, path: FilePath, strict: bool = True) -> StateMismatch:
     """Reads a file that `save` wrote (under any engine), or one of BMTrain, into a model.
 
     Only tensors are unpickled, never code. An optimizer that has already stepped keeps masters of half-precision
@@ -160,7 +160,7 @@ def load(model: torch.nn.Module, path: Pathish, strict: bool = True) -> StateMis
     return load_state_dict(model, _read(path), strict=strict, source=f"the checkpoint {path}")
 
 
-def _read(path: Pathish) -> Mapping[str, torch.Tensor]:
+def _read(path: FilePath) -> Mapping[str, torch.Tensor]:
     Path(path).open("rb").close()  # what goes wrong after this is wrong with the contents
     try:
         # Mapped rather than read: the tensors are copied one by one, so that the host never holds them all.

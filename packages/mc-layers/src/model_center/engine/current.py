@@ -3,11 +3,14 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
 from model_center.engine.base import Engine
 from model_center.engine.torch_engine import TorchEngine
+
+EngineT = TypeVar("EngineT", bound=Engine)
 
 # A plain variable, not a context variable: autograd runs backward, and with it recomputed blocks, in other threads.
 _current: Engine | None = None
@@ -22,7 +25,7 @@ def current_engine() -> Engine:
 
 
 @contextmanager
-def use_engine(engine: Engine) -> Iterator[Engine]:
+def use_engine(engine: EngineT) -> Iterator[EngineT]:
     """Runs a block of code under `engine`: layers constructed in it belong to that engine."""
     global _current  # noqa: PLW0603
     previous, _current = _current, engine

@@ -31,11 +31,11 @@ def all_gather(x: torch.Tensor) -> torch.Tensor:
     return current_engine().all_gather(x)
 
 
-def broadcast(x: torch.Tensor, root: int = 0) -> torch.Tensor:
+def broadcast(src: torch.Tensor, root: int = 0) -> torch.Tensor:
     """The tensor of one process, on all of them.
 
     Args:
-        x: Any shape, the same on every process.
+        src: Any shape, the same on every process.
         root: Number of the process whose values all get.
 
     Raises:
@@ -44,4 +44,4 @@ def broadcast(x: torch.Tensor, root: int = 0) -> torch.Tensor:
     engine = current_engine()
     if not 0 <= root < engine.world_size:
         raise ValueError(f"`root` must be from 0 to {engine.world_size - 1}, but is {root}")
-    return engine.broadcast(x, root)
+    return engine.broadcast(src, root)

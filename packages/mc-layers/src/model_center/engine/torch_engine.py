@@ -91,7 +91,7 @@ class TorchEngine(Engine):
         # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
         norms = [
             norm.float()
-            for group in group_by_kind(gradients)
+            for group in group_by_kind([gradient for gradient in gradients if gradient.numel()])
             for norm in torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32))
         ]
         if not norms:
