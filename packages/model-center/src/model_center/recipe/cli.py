@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         fail(f"model-center {command}", str(error))
     except KeyboardInterrupt:
-        return _interrupted("before anything was written")
+        return _interrupted(" before anything was written")
     try:
         result = train(job, console=console)
     except KeyboardInterrupt:
@@ -125,5 +125,5 @@ def fail(program: str, message: str) -> NoReturn:
 
 
 def _interrupted(state: str) -> int:
-    sys.stderr.write(f"interrupted {state}\n")
+    sys.stderr.write(f"interrupted{state}\n")
     return INTERRUPTED

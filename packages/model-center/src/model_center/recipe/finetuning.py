@@ -48,17 +48,19 @@ class Job:
 
     @property
     def title(self) -> str:
-        """Model and task, for headings."""
-        return f"{Path(self.config.model.name).name} on {self.train_loader.dataset.task.name}"
+        """Model and task in a few words, for headings."""
+        parameters = sum(parameter.numel() for parameter in self.model.encoder.parameters())
+        model = f"{type(self.model.encoder).__name__} with {parameters / 1e6:.1f} million parameters"
+        return f"{model} on {self.train_loader.dataset.task.name}"
 
     def __str__(self) -> str:
+        """Return what the run will do, in two lines."""
         parameter = next(self.model.parameters())
-        size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        dtype = str(parameter.dtype).removeprefix("torch.")
         return (
-            f"{self.config.data.task}: {len(self.train_loader.dataset)} training and {len(self.dev_loader.dataset)} "
-            f"dev samples, {self.model.head.num_classes} classes\n"
-            f"{Path(self.config.model.name).name}: {size:.1f} million parameters, {parameter.dtype} on "
-            f"{parameter.device}, {self.total_steps} steps of {self.config.data.batch_size} samples"
+            f"{self.title}: {len(self.train_loader.dataset)} training and {len(self.dev_loader.dataset)} dev samples, "
+            f"{self.model.head.num_classes} classes\n"
+            f"{self.total_steps} steps of {self.config.data.batch_size} samples, {dtype} on {parameter.device}"
         )
 
 
@@ -107,8 +109,8 @@ def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
     require(family is None or family in families, "model.family", f"one of {', '.join(families)}", family)
     task = load_task(config.data.task)
     engine.init_distributed(seed=config.seed)
-    tokenizer = load_tokenizer(config.model.tokenizer or config.model.name)
     encoder = load_encoder(config.model.name, dtype=PRECISIONS[config.model.precision], family=family)
+    tokenizer = load_tokenizer(config.model.tokenizer or config.model.name)
     check_fit(encoder, tokenizer, config)
     train_set, dev_set = (
         read_split(config.data.path, split, task, tokenizer, config.data.max_length) for split in ("train", "dev")
