@@ -1,6 +1,6 @@
 """Every family against Transformers with the same weights: fp32 on the CPU, ragged batches."""
 
-from collections.abc import Iterable
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family
 paddings = pytest.mark.parametrize("padding", ["right", "left"])
 
 
-def gradients_under_their_names(model: BaseModel, known: Iterable[str]) -> dict[str, Tensor]:
+def gradients_under_their_names(model: BaseModel, known: Container[str]) -> dict[str, Tensor]:
     """Our gradients under `known` names, through the weight rules; of a tensor with several places here, the sum."""
     table = model.table(model.config)
     assert table is not None
@@ -30,7 +30,7 @@ def gradients_under_their_names(model: BaseModel, known: Iterable[str]) -> dict[
             for operation in reversed(row.operations):
                 is_sum = isinstance(operation, Duplicate)
                 tensors = [torch.stack(tensors).sum(0)] if is_sum else operation.to_theirs(tensors)
-            gradients[next(name for name in (*row.theirs, row.fallback) if name in known)] = tensors[0]
+            gradients[next(name for name in (*row.theirs, row.fallback or "") if name in known)] = tensors[0]
     return gradients
 
 
