@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -211,11 +210,9 @@ def test_arguments_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen(DistributedDataLoader(Numbers(), 2))[:2] == [1, 3]
 
 
-def _documented_script(rank: int, folder: Path, port: int, results: "Queue[Any]") -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo")
-    for name in ("RANK", "WORLD_SIZE"):
-        del os.environ[name]
+def _documented_script(rank: int, folder: Path, results: "Queue[Any]") -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     dataset = boolq(folder / str(rank), torch.distributed.get_rank(), torch.distributed.get_world_size())
     loader = DistributedDataLoader(dataset, batch_size=4, shuffle=True)
     epochs: list[list[int]] = []
@@ -231,12 +228,11 @@ def _documented_script(rank: int, folder: Path, port: int, results: "Queue[Any]"
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_share_out_each_epoch(tmp_path: Path, free_port: int) -> None:
-    context = multiprocessing.get_context("spawn")
+def test_two_processes_share_out_each_epoch(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
     results: Queue[Any] = context.Queue()
     processes = [
-        context.Process(target=_documented_script, args=(rank, tmp_path, free_port, results), daemon=True)
-        for rank in range(2)
+        context.Process(target=_documented_script, args=(rank, tmp_path, results), daemon=True) for rank in range(2)
     ]
     for process in processes:
         process.start()
@@ -254,12 +250,3 @@ def test_two_processes_share_out_each_epoch(tmp_path: Path, free_port: int) -> N
     alone.load_state_dict(state)
     rows = [row for _ in alone for row in alone.batch_indices]
     assert sorted(rows + mine[1][:8] + other[1][:8]) == list(range(ROWS))
-
-
-@pytest.fixture
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

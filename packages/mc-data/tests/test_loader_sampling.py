@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_center.dataset.sampling import BatchPlan
@@ -29,6 +29,7 @@ def rows(batches: list[list[list[int]]]) -> list[int]:
     return sorted(row for rank in batches for batch in rank for row in batch)
 
 
+@settings(deadline=None)
 @given(counts, batch_sizes, world_sizes, seeds, st.booleans(), st.booleans())
 def test_each_row_goes_to_one_process_once_in_as_many_steps(
     count: int, batch_size: int, world_size: int, seed: int, shuffle: bool, bucketed: bool
@@ -46,6 +47,7 @@ def test_each_row_goes_to_one_process_once_in_as_many_steps(
     assert all(len(batch) == batch_size for rank in full for batch in rank)
 
 
+@settings(deadline=None)
 @given(counts, batch_sizes, world_sizes)
 def test_drop_last_leaves_out_less_than_a_step(count: int, batch_size: int, world_size: int) -> None:
     if count < batch_size * world_size:
@@ -58,6 +60,7 @@ def test_drop_last_leaves_out_less_than_a_step(count: int, batch_size: int, worl
     assert len(kept) == len(set(kept)) == count - count % (batch_size * world_size)
 
 
+@settings(deadline=None)
 @given(counts, seeds, st.booleans())
 def test_orders_depend_on_seed_and_epoch_alone(count: int, seed: int, bucketed: bool) -> None:
     one, again = (plans(count, 2, 1, seed=seed, bucketed=bucketed)[0] for _ in range(2))
@@ -76,6 +79,7 @@ def test_orders_depend_on_seed_and_epoch_alone(count: int, seed: int, bucketed: 
     assert orders != others
 
 
+@settings(deadline=None)
 @given(
     counts,
     st.lists(st.tuples(batch_sizes, world_sizes, st.integers(0, 5)), min_size=1, max_size=4),
@@ -101,6 +105,7 @@ def test_an_epoch_goes_on_with_any_batch_size_and_number_of_processes(
     assert sorted(seen) == list(range(count))
 
 
+@settings(deadline=None)
 @given(counts, batch_sizes, world_sizes, st.booleans(), st.data())
 def test_resuming_alike_repeats_the_batches_that_were_to_come(
     count: int, batch_size: int, world_size: int, bucketed: bool, data: st.DataObject

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizer import END, PAD, SENTINEL, SEPARATOR, START, PlainTokenizer, ToyTokenizer, write_rows
 
@@ -166,6 +166,7 @@ def test_prompts_of_choices_come_in_both_orders_in_training_only() -> None:
     assert len(gpt2dataset.DATASET["COPA"](rows, "dev", 0, 1, tokenizer)) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(1, 6), st.integers(8, 40), st.booleans())
 def test_only_the_passage_is_shortened(words: int, asked: int, limit: int, plain_tokenizer: bool) -> None:
     passage = [f"p{number}" for number in range(words)]

@@ -13,8 +13,6 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from sklearn.metrics import accuracy_score, f1_score
-
 from ._extra import torch
 from .loader import process_place
 from .tasks.dataset import TaskDataset
@@ -37,16 +35,23 @@ Gather = Callable[[Mapping[int, Prediction]], Sequence[Mapping[int, Prediction]]
 
 def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> float:
     """Share of classes that are right."""
+    # Imported where it is used: scikit-learn takes longer to import than most evaluations take.
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(labels, predictions))
 
 
 def macro_f1(predictions: Sequence[int], labels: Sequence[int], classes: int) -> float:
     """Mean over all classes of each class's F1; 0 for a class that is neither predicted nor right anywhere."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels, predictions, labels=range(classes), average="macro", zero_division=0))
 
 
 def binary_f1(predictions: Sequence[int], labels: Sequence[int]) -> float:
     """F1 of class 1 (MultiRC's F1a)."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels, predictions, zero_division=0))
 
 
