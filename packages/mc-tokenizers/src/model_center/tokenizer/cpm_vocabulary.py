@@ -4,11 +4,12 @@ Both get text cut into words; spaces and line breaks are tokens of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 from sentencepiece import SentencePieceProcessor
 
-from .word_cut import cut, cut_block, split_blocks
+from .word_cut import cut, cut_part, split
 
 Value = TypeVar("Value")
 
@@ -67,13 +68,14 @@ class TokenList:
 
     def __init__(self, tokens: Sequence[str], unknown: str, marks: Mapping[str, str], *, half_width: bool) -> None:
         self.ids = {token: index for index, token in enumerate(tokens)}
-        self.unknown = unknown
+        self.ids |= {character: self.ids[mark] for mark, character in marks.items()}
+        self.unknown = self.ids[unknown]
         self.marks = dict(marks)
         self.half_width = half_width
         self.texts = [marks.get(token, token) for token in tokens]
         self._max_length = max(map(len, tokens))
         self._ids_of_word = Memo(self._match)
-        self._ids_of_block = Memo(self._match_block)
+        self._ids_of_part = Memo(self._match_part)
 
     @property
     def content(self) -> bytes:
@@ -84,31 +86,21 @@ class TokenList:
         """Turn a text into ids. Marks that are written out stand for the space and the line break."""
         for mark, character in self.marks.items():
             text = text.replace(mark, character)
-        ids: list[int] = []
-        for place, part in enumerate(split_blocks(text)):
-            if place % 2:
-                ids += self._ids_of_block[part]
-            else:
-                for character in part:
-                    ids += self._ids_of_word[character]
-        return ids
+        return list(chain.from_iterable(map(self._ids_of_part.__getitem__, split(text))))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text."""
         return "".join([self.texts[index] for index in ids])
 
-    def _match_block(self, block: str) -> list[int]:
-        ids: list[int] = []
-        for word in cut_block(block):
-            ids += self._ids_of_word[word]
-        return ids
+    def _match_part(self, part: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(self._ids_of_word.__getitem__, cut_part(part))))
 
-    def _match(self, word: str) -> list[int]:
-        for mark, character in self.marks.items():
-            if word == character:
-                return [self.ids[mark]]
+    def _match(self, word: str) -> tuple[int, ...]:
         if self.half_width:
             word = word.translate(TO_HALF_WIDTH)
+        index = self.ids.get(word)
+        if index is not None:
+            return (index,)
         ids = []
         start = 0
         while start < len(word):
@@ -117,10 +109,10 @@ class TokenList:
                 if index is not None:
                     break
             else:
-                index = self.ids[self.unknown]
+                index = self.unknown
             ids.append(index)
             start = end
-        return ids
+        return tuple(ids)
 
 
 class SentencePieceModel:

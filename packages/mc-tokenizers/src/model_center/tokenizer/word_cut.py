@@ -23,23 +23,22 @@ _LATIN = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
 _LATIN_WORDS = frozenset({"AT&T", "C#", "C++", "c#", "c++"})
 
 
-def split_blocks(text: str) -> list[str]:
-    """Split a text into stretches without words (even places) and blocks for `cut_block` (odd places)."""
+def split(text: str) -> list[str]:
+    """Split a text into parts that `cut_part` cuts independently of each other."""
     return _BLOCK.split(text)
 
 
-def cut_block(block: str) -> list[str]:
-    """Cut one block of `split_blocks` into words."""
-    words = _dictionary()(block)
-    return list(_cut_signs(words)) if _SIGN.search(block) else words
+def cut_part(part: str) -> list[str]:
+    """Cut one part of `split` into words."""
+    if not _BLOCK.match(part):
+        return _CHARACTER.findall(part)
+    words = _dictionary()(part)
+    return list(_cut_signs(words)) if _SIGN.search(part) else words
 
 
 def cut(text: str) -> list[str]:
     """Cut a text into the words that ``jieba.cut`` gives; joined, they are the text again."""
-    words: list[str] = []
-    for place, part in enumerate(split_blocks(text)):
-        words += cut_block(part) if place % 2 else _CHARACTER.findall(part)
-    return words
+    return [word for part in split(text) for word in cut_part(part)]
 
 
 def _cut_signs(words: Iterable[str]) -> Iterator[str]:
