@@ -4,17 +4,28 @@ from .builder import MMapIndexedDatasetBuilder, make_builder
 from .distributed import DistributedMMapIndexedDataset
 from .format import IndexedDatasetError, best_fitting_dtype
 from .manifest import Manifest
+from .objectives import CausalLM, ContextSpan, MaskedLM, ObjectiveDataset, PrefixLM, SpanCorruption
+from .packing import FullRows, PairedDataset, pack_samples
 from .reader import MMapIndexedDataset
 from .verification import repair_dataset, verify_dataset
 
 __all__ = [
+    "CausalLM",
+    "ContextSpan",
     "DistributedMMapIndexedDataset",
+    "FullRows",
     "IndexedDatasetError",
     "MMapIndexedDataset",
     "MMapIndexedDatasetBuilder",
     "Manifest",
+    "MaskedLM",
+    "ObjectiveDataset",
+    "PairedDataset",
+    "PrefixLM",
+    "SpanCorruption",
     "best_fitting_dtype",
     "make_builder",
+    "pack_samples",
     "repair_dataset",
     "verify_dataset",
 ]
