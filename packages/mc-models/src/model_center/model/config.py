@@ -85,8 +85,6 @@ class Config(BlockOptions):
     """Standard deviation of the normal distribution that the output projection starts from."""
     proj_bias: bool = True
     """Whether the output projection has a bias."""
-    position_size: int | None = None
-    """Number of learnt absolute positions, which bounds the length of inputs; None for no such embedding."""
     position_bias_num_buckets: int = 32
     """Buckets of the learnt relative positions, with `pos_bias_type="relative"`."""
     position_bias_max_distance: int = 128
@@ -95,8 +93,6 @@ class Config(BlockOptions):
     """Mean of the normal distribution that relative positions start from."""
     pos_init_std: float = 1
     """Standard deviation of the normal distribution that relative positions start from."""
-    pos_rotary_dim: int | None = None
-    """Elements of each head that are rotated, with `pos_bias_type="rotary"`; None for all `dim_head`."""
     half: bool = True
     """Use the engine's half type (fp16 on CUDA, fp32 on CPU) rather than fp32; `dtype` wins over it."""
     tied: bool = False

@@ -30,6 +30,10 @@ class StackConfig(Config):
 
     num_layers: int = 12
     """Number of layers."""
+    position_size: int | None = None
+    """Number of learnt absolute positions, which bounds the length of inputs; None for no such embedding."""
+    pos_rotary_dim: int | None = None
+    """Elements of each head that are rotated, with `pos_bias_type="rotary"`; None for all `dim_head`."""
     ffn_dropout_p: float | None = 0.0
     """Dropout inside the feed-forward layers, which BERT and the GPTs do not have; None means `dropout_p`."""
     add_cross_attention: bool = False
