@@ -1,7 +1,7 @@
 """Lists of tensors, as PyTorch's multi-tensor kernels want them."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -14,3 +14,26 @@ def group_by_kind(tensors: Sequence[TensorT]) -> list[list[TensorT]]:
     for tensor in tensors:
         groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     return list(groups.values())
+
+
+def local_norm(tensors: Sequence[torch.Tensor], norm_type: float, device: torch.device) -> torch.Tensor:
+    """Norm of all tensors of this process as one vector, without overflow and without waiting for the device.
+
+    Args:
+        tensors: Any shapes and floating-point types; empty ones count nothing.
+        norm_type: Order of the norm, above 0.
+        device: Where the result is if there are no tensors.
+
+    Returns:
+        Float32 scalar.
+    """
+    # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
+    norms = [
+        norm.float()
+        for group in group_by_kind([tensor for tensor in tensors if tensor.numel()])
+        for norm in torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32))
+    ]
+    if not norms:
+        return torch.zeros((), device=device)
+    stacked = torch.stack([norm.to(norms[0].device) for norm in norms])
+    return cast(torch.Tensor, torch.linalg.vector_norm(stacked, norm_type))

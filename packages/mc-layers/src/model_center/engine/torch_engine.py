@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
 from model_center.engine.initializer import Initializer
 from model_center.engine.recompute import as_checkpoint_block
-from model_center.engine.tensors import group_by_kind
+from model_center.engine.tensors import local_norm
 
 
 class InitializedParameter(torch.nn.Parameter):
@@ -88,16 +88,7 @@ class TorchEngine(Engine):
 
     def total_norm(self, gradients: Sequence[torch.Tensor], norm_type: float) -> torch.Tensor:
         """Norm of all gradients as one vector; a handful of kernels, no wait for the device."""
-        # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
-        norms = [
-            norm.float()
-            for group in group_by_kind([gradient for gradient in gradients if gradient.numel()])
-            for norm in torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32))
-        ]
-        if not norms:
-            return torch.zeros((), device=self.device)
-        stacked = torch.stack([norm.to(norms[0].device) for norm in norms])
-        return cast(torch.Tensor, torch.linalg.vector_norm(stacked, norm_type))
+        return local_norm(gradients, norm_type, self.device)
 
     def before_update(self) -> None:
         """Nothing to wait for: backward runs on the same stream."""
