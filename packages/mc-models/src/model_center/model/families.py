@@ -13,12 +13,12 @@ from model_center.model.source import read_config, resolve
 from model_center.model.t5 import T5
 
 _MODELS: list[type[BaseModel]] = [
-    CPM1,
-    CPM2,
-    T5,
     Bert,
     GPT2,
     GPTj,
+    T5,
+    CPM1,
+    CPM2,
 ]
 families: dict[str, type[BaseModel]] = {model.config_class.model_type: model for model in _MODELS}
 """Model type -> model class, for every family."""
