@@ -5,6 +5,7 @@ from importlib.metadata import version
 from .encoders import CausalLMEncoder, CPM1Encoder, Encoder
 from .executors import LocalExecutor, WorkerDiedError
 from .inspection import Summary, decoded_samples, plot_lengths, summarize
+from .ray_executor import RayExecutor
 from .reading import InputError, ReadOptions
 from .reshaping import merge_datasets, split_dataset
 from .shuffling import shuffle_lines
@@ -18,6 +19,7 @@ __all__ = [
     "Encoder",
     "InputError",
     "LocalExecutor",
+    "RayExecutor",
     "ReadOptions",
     "Summary",
     "WorkerDiedError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,15 +13,17 @@ from model_center.dataset.indexed import MMapIndexedDataset, repair_dataset, ver
 from model_center.tokenizer import Tokenizer
 
 from .encoders import CausalLMEncoder, CPM1Encoder
-from .executors import LocalExecutor
+from .executors import Executor, LocalExecutor
 from .inspection import Summary, decoded_samples, plot_lengths, summarize
 from .progress import ProgressBar
+from .ray_executor import RayExecutor
 from .reading import BadBytes, InputFormat, ReadOptions
 from .reshaping import merge_datasets, require_tokenizer, split_dataset, unique_prefixes
 from .shuffling import shuffle_lines
 from .tokenization import Layout, tokenize_files
 
 ENCODERS = {"causal-lm": CausalLMEncoder, "cpm1": CPM1Encoder}
+EXECUTORS: dict[str, Callable[[int], Executor]] = {"local": LocalExecutor, "ray": RayExecutor}
 OUT = Console(soft_wrap=True, highlight=False, markup=False)
 
 
@@ -38,6 +41,7 @@ def tokenize(
     field: str = "text",
     bad_bytes: BadBytes = "error",
     layout: Layout = "numbered",
+    executor: Literal["local", "ray"] = "local",
     workers: int = 1,
     part_bytes: int = 16 << 20,
     overwrite: bool = False,
@@ -56,7 +60,8 @@ def tokenize(
         field: JSON field or Parquet column that holds the text.
         bad_bytes: What to do with invalid UTF-8: stop, or replace and count it.
         layout: numbered makes a data set of each input, single one of all.
-        workers: Number of processes. The result is the same for any number.
+        executor: local works in processes of this machine, ray on a Ray cluster that shares its file system.
+        workers: Number of processes, with ray of parts at a time. The result is the same for any number.
         part_bytes: About how much text a worker takes at a time, and may lose when it is killed.
         overwrite: Replace data sets that exist, and give up an unfinished run with other arguments.
     """
@@ -68,7 +73,7 @@ def tokenize(
             made,
             options=ReadOptions(format=format, field=field, bad_bytes=bad_bytes, part_bytes=part_bytes),
             layout=layout,
-            executor=LocalExecutor(workers),
+            executor=EXECUTORS[executor](workers),
             overwrite=overwrite,
             watcher=progress,
         )

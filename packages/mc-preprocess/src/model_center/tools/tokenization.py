@@ -293,6 +293,7 @@ class Job:
                 waiting[prefix] -= 1
                 if not waiting[prefix]:
                     self._join(prefix)
+        assert not any(waiting.values()), "the executor returned fewer results than it got tasks"
         return done
 
     def _join(self, prefix: Path) -> None:
