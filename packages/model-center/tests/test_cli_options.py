@@ -128,6 +128,15 @@ def test_bad_options(arguments: list[str], message: str, capsys: pytest.CaptureF
     assert re.search("^model-center finetune: error: .*" + message, error), error
 
 
+def test_choices_are_checked_without_the_command_too() -> None:
+    with pytest.raises(ValueError, match=r"model\.precision must be one of half, bf16, fp32, but is 'fp8'"):
+        ModelOptions(name="model", precision="fp8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"model\.pooling must be one of mean, cls, pooler"):
+        ModelOptions(name="model", pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"optimizer\.schedule must be one of linear, cosine, noam, constant"):
+        OptimizerOptions(schedule="step")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -197,12 +197,6 @@ def test_the_global_generator_of_the_caller_does_not_matter(encoder: Path, tasks
     assert losses[0] == losses[1]
 
 
-def test_a_directory_that_cannot_be_written(encoder: Path, tasks: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"[Nn]ot a directory"):
-        finetune(config(encoder, tasks, tmp_path / "file" / "run"))
-
-
 def test_what_is_shown(encoder: Path, tasks: Path, tmp_path: Path) -> None:
     with (tmp_path / "shown").open("w") as file:
         console = Console(file=file, width=200)

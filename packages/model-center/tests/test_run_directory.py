@@ -61,9 +61,26 @@ def test_overwrite_deletes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
     (notes / "thesis.txt").touch()
     with pytest.raises(ValueError, match="no run directory"):
         check_output(notes, overwrite=True)
+
+
+@pytest.mark.parametrize("below", ["", "run", "deep/run"])
+def test_output_below_a_file(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="is a file"):
-        check_output(tmp_path / "file", overwrite=True)
+    with pytest.raises(ValueError, match=r"cannot be made: .*file' is a file"):
+        check_output(tmp_path / "file" / below, overwrite=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_output_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="no permission to write"):
+        check_output(tmp_path / "deep" / "run", overwrite=False)
+
+
+def test_a_relative_output_in_an_empty_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_output(Path("deep/run"), overwrite=False)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

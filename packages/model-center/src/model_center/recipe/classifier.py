@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,7 +17,7 @@ from model_center.model import families, load_model
 from model_center.model.encoder_lm import EncoderLM
 from model_center.tokenizer import load_tokenizer
 
-from .configuration import Pooling, require
+from .configuration import Pooling, require, require_choice
 
 FORMAT_VERSION = 1
 HEAD_CONFIG, HEAD_WEIGHTS = "classifier.json", "classifier.safetensors"
@@ -41,7 +41,7 @@ class HeadConfig:
     """Share of the pooled vector's elements that are zeroed in training."""
 
     def __post_init__(self) -> None:
-        require(self.pooling in get_args(Pooling), "pooling", f"one of {', '.join(get_args(Pooling))}", self.pooling)
+        require_choice("pooling", self.pooling, Pooling)
         require(self.num_choices in (1, self.num_classes), "num_choices", "1 or num_classes", self.num_choices)
 
 
@@ -99,6 +99,7 @@ def load_encoder(name: str | Path, *, dtype: torch.dtype | None = None, family: 
     Raises:
         ValueError, OSError: there is no such checkpoint, it is damaged, or it is not an encoder.
     """
+    require(family is None or family in families, "model.family", f"one of {', '.join(families)}", family)
     package_logger = logging.getLogger("model_center.model")
     level = package_logger.level
     # The classifier takes the place of heads, so nobody needs to hear which of them the checkpoint lacks.

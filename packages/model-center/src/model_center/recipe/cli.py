@@ -45,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = train(job, console=console)
     except KeyboardInterrupt:
         return _interrupted(f"; {job.config.output} holds the metrics and checkpoints so far")
-    best = result.best
-    console.print(
-        f"dev {best.measure}  {best.score:.1%} (always the majority class: {best.baseline:.1%})\n"
-        f"plot          {result.run.plot}\n"
-        f"checkpoint    {result.run.checkpoint('best')}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    best, run = result.best, result.run
+    baseline = f"always the majority class: {best.baseline:.1%}"
+    lines = {
+        f"dev {best.measure}": f"{best.score:.1%} after epoch {best.epoch:.3g} ({baseline})",
+        "plot": run.plot,
+        "checkpoint": run.checkpoint("best"),
+    }
+    for name, value in lines.items():
+        console.print(f"{name:<14}{value}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -23,6 +23,11 @@ def require(holds: bool, option: str, rule: str, value: object) -> None:
     """Raise ValueError naming the option, the rule it breaks and the value found, unless the rule holds."""
     if not holds:
         raise ValueError(f"{option} must be {rule}, but is {value!r}")
+
+
+def require_choice(option: str, value: object, choices: Any) -> None:
+    """Raise ValueError unless the value is one of those that the Literal type `choices` lists."""
+    require(value in get_args(choices), option, f"one of {', '.join(get_args(choices))}", value)
 
 
 @dataclass(kw_only=True)
@@ -47,6 +52,8 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", "a directory or an identifier", self.name)
+        require_choice("model.precision", self.precision, Precision)
+        require_choice("model.pooling", self.pooling, Pooling)
         require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
 
 
@@ -96,6 +103,7 @@ class OptimizerOptions:
     """Keep optimizer states and the update on the CPU, for models that do not fit on the GPU otherwise."""
 
     def __post_init__(self) -> None:
+        require_choice("optimizer.schedule", self.schedule, Schedule)
         require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
         require(0 <= self.warmup_ratio <= 1, "optimizer.warmup_ratio", "between 0 and 1", self.warmup_ratio)
         require(self.weight_decay >= 0, "optimizer.weight_decay", "zero or positive", self.weight_decay)

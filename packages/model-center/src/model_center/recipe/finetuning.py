@@ -13,7 +13,6 @@ from rich.console import Console
 from model_center import engine
 from model_center.dataset import DistributedDataLoader
 from model_center.dataset.tasks import load_task
-from model_center.model import families
 from model_center.model.encoder_lm import EncoderLM
 from model_center.tokenizer import load_tokenizer
 
@@ -100,16 +99,17 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, recorders: Sequ
 def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
     """Read and check everything that a run needs, without writing anything.
 
+    Starts the engine, which seeds the random generators of PyTorch, NumPy and Python.
+
     Raises:
         ValueError, OSError: as `finetune`.
     """
     config = config.resolved()
     check_output(Path(config.output), overwrite=overwrite)
-    family = config.model.family
-    require(family is None or family in families, "model.family", f"one of {', '.join(families)}", family)
     task = load_task(config.data.task)
     engine.init_distributed(seed=config.seed)
-    encoder = load_encoder(config.model.name, dtype=PRECISIONS[config.model.precision], family=family)
+    dtype = PRECISIONS[config.model.precision]
+    encoder = load_encoder(config.model.name, dtype=dtype, family=config.model.family)
     tokenizer = load_tokenizer(config.model.tokenizer or config.model.name)
     check_fit(encoder, tokenizer, config)
     train_set, dev_set = (

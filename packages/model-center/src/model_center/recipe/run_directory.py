@@ -87,16 +87,18 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output directory that holds something, without changing anything.
+    """Refuse an output directory that holds something or cannot be written, without changing anything.
 
     Raises:
-        ValueError: `path` is a file, or is not empty and either `overwrite` is off or it is not a run's directory.
+        ValueError: `path` is no directory, cannot be created or written, or is not empty and either `overwrite` is off
+            or it is not a run's directory.
     """
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise ValueError(f"output {str(path)!r} is a file; give a directory that does not exist yet")
-    if not any(path.iterdir()):
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise ValueError(f"output directory {str(path)!r} cannot be made: {str(existing)!r} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"output directory {str(path)!r} cannot be written: no permission to write {str(existing)!r}")
+    if existing != path or not any(path.iterdir()):
         return
     if not overwrite:
         raise ValueError(f"output directory {str(path)!r} is not empty; give another one, or --overwrite to replace it")
