@@ -1,7 +1,7 @@
 """How a run shows itself while it goes on: a live bar on a terminal, plain lines elsewhere."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .metrics import EvaluationMetrics, Metrics, Recorder, StepMetrics
 
@@ -16,28 +16,26 @@ class LiveProgress:
 
     def __init__(self, console: Console, total_steps: int) -> None:
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
             expand=True,
         )
-        self.task = self.progress.add_task("training", total=total_steps, numbers="")
+        self.task = self.progress.add_task("", total=total_steps, epoch=0.0)
         self.progress.start()
 
     def record(self, metrics: Metrics) -> None:
         """Move the bar, or print an evaluation."""
         if isinstance(metrics, StepMetrics):
-            self.progress.update(
-                self.task,
-                completed=metrics.step,
-                description=f"epoch {metrics.epoch:.2f}",
-                numbers=_numbers(metrics),
+            # Short enough for a terminal of 80 columns, where rich would cut the time left.
+            numbers = (
+                f"loss {metrics.loss:.3f} lr {metrics.learning_rate:.1e} {metrics.samples_per_second:.1f} samples/s"
             )
+            self.progress.update(self.task, completed=metrics.step, description=numbers, epoch=metrics.epoch)
         else:
             self.progress.console.print(evaluation_line(metrics), highlight=False)
 
@@ -66,8 +64,9 @@ class PlainProgress:
             left = self.elapsed / metrics.step * (self.total_steps - metrics.step)
             minutes, seconds = divmod(round(left), 60)
             line = (
-                f"step {metrics.step}/{self.total_steps} | epoch {metrics.epoch:.2f} | {_numbers(metrics)} | "
-                f"left {minutes}:{seconds:02d}"
+                f"step {metrics.step}/{self.total_steps} | epoch {metrics.epoch:.2f} | loss {metrics.loss:.4f} | "
+                f"lr {metrics.learning_rate:.2e} | gradient {metrics.gradient_norm:.2f} | "
+                f"{metrics.samples_per_second:.1f} samples/s | left {minutes}:{seconds:02d}"
             )
         self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -81,11 +80,4 @@ def evaluation_line(metrics: EvaluationMetrics) -> str:
     return (
         f"evaluation after step {metrics.step} (epoch {metrics.epoch:.2f}): loss {metrics.loss:.4f} | {scores} | "
         f"{metrics.measure} of the majority class {metrics.baseline:.1%} | {metrics.samples} samples"
-    )
-
-
-def _numbers(metrics: StepMetrics) -> str:
-    return (
-        f"loss {metrics.loss:.4f} | lr {metrics.learning_rate:.2e} | gradient {metrics.gradient_norm:.2f} | "
-        f"{metrics.samples_per_second:.1f} samples/s"
     )
