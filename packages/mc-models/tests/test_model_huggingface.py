@@ -1,5 +1,6 @@
 """Every family against Transformers with the same weights: fp32 on the CPU, ragged batches."""
 
+import dataclasses
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,23 @@ def test_automatic_classes_load_what_is_exported(tmp_path: Path) -> None:
             ours.export_huggingface(tmp_path / family.name)
             loaded = automatic[family.name].from_pretrained(tmp_path / family.name)
             assert isinstance(loaded, family.theirs)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_class_head_is_a_token_classifier_there(name: str, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == name)
+    _, body = family.make_both(tmp_path / "theirs")
+    body.save_pretrained(tmp_path / "own")
+    config = dataclasses.replace(body.config, cls_head=5)
+    ours = family.model.from_pretrained(tmp_path / "own", config)
+    ours.export_huggingface(tmp_path / "exported")
+    theirs = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "exported")
+    inputs = family.inputs()
+    with torch.no_grad():
+        logits = ours(**inputs, return_logits=True)
+        assert_equal(logits[real(inputs)], theirs(**inputs).logits[real(inputs)])
+    assert logits.shape[-1] == 5
+    assert load_model(tmp_path / "exported").config == ours.config
 
 
 @families

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -175,7 +176,9 @@ def write_checkpoint(
         raise ValueError(f"`directory` must be a directory, but {target} is a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _scratch_directory(target) as scratch:
-        _write_tensors(scratch, tensors, max_file_bytes)
+        # Files of one checkpoint must never stand beside those of another one under its names.
+        series = f"model-{uuid4().hex[:8]}" if any(target.glob("*.index.json")) else "model"
+        _write_tensors(scratch, tensors, max_file_bytes, series)
         (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for path in scratch.iterdir():
             with path.open("rb") as file:
@@ -184,11 +187,14 @@ def write_checkpoint(
             scratch.rename(target)
             return
         written = {path.name for path in scratch.iterdir()}
-        for name in sorted(written, key=CONFIG_NAME.__eq__):
+        for name in sorted(
+            written - {CONFIG_NAME}, key=lambda name: name.endswith(".json")
+        ):  # an index after its files
             (scratch / name).replace(target / name)
         for path in target.iterdir():
             if path.name not in written and (path.name in WEIGHT_NAMES or path.match("model-*-of-*.safetensors")):
                 path.unlink()
+        (scratch / CONFIG_NAME).replace(target / CONFIG_NAME)
 
 
 @contextmanager
@@ -202,7 +208,7 @@ def _scratch_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_file_bytes: int) -> None:
+def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_file_bytes: int, series: str) -> None:
     parts: list[list[str]] = []
     pending: dict[str, Tensor] = {}
     total = 0
@@ -225,7 +231,7 @@ def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_f
         return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(parts):
-        file_name = f"model-{number + 1:05d}-of-{len(parts):05d}.safetensors"
+        file_name = f"{series}-{number + 1:05d}-of-{len(parts):05d}.safetensors"
         (directory / f"part-{number}").rename(directory / file_name)
         weight_map |= dict.fromkeys(names, file_name)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

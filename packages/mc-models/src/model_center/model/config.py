@@ -56,8 +56,8 @@ class Config(BlockOptions):
     huggingface_fixed: ClassVar[Mapping[str, Any]] = {}
     """Fields of Transformers' configuration that change what is computed, and the only value that is supported."""
 
-    huggingface_shared: ClassVar[Mapping[str, Any]] = {}
-    """Our options that all of their models have, where those are not our defaults."""
+    huggingface_untied: ClassVar[Mapping[str, Any]] = {}
+    """Our options for the output projection of their untied models, where those are not our defaults."""
     padding_ids: ClassVar[int] = 0
     """Ids at the end of our vocabulary that theirs lacks: they fill it up, and their logits are minus infinity."""
     not_exported: ClassVar[frozenset[str]] = frozenset(
@@ -235,7 +235,8 @@ class Config(BlockOptions):
             options["dim_head"] = width // heads
         options["vocab_size"] += cls.padding_ids
         activation = cls.huggingface_activations.get(options["ffn_activate_fn"], options["ffn_activate_fn"])
-        return {**cls.huggingface_shared, **options, "ffn_activate_fn": activation}
+        projection = {} if options["tied"] else cls.huggingface_untied
+        return {**options, **projection, "ffn_activate_fn": activation}
 
     def to_huggingface(self) -> dict[str, Any]:
         """The Transformers configuration for our options; a family adds what the table cannot say."""

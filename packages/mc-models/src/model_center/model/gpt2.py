@@ -42,7 +42,7 @@ class GPT2Config(StackConfig):
         "add_cross_attention": ("add_cross_attention", False),
     }
     huggingface_fixed: ClassVar = {"scale_attn_by_inverse_layer_idx": False}
-    huggingface_shared: ClassVar = {"proj_bias": False}
+    huggingface_untied: ClassVar = {"proj_bias": False}
     padding_ids = 1
 
     vocab_size: int = 50258

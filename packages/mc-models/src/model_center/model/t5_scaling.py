@@ -9,7 +9,7 @@ layer share the division, which keeps its middle small as well.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ AUTOMATIC = 100.0
 @dataclass(kw_only=True)
 class T5ScalingConfig(Seq2SeqConfig):
     """The options of the scalings."""
+
+    not_exported: ClassVar = Seq2SeqConfig.not_exported | {"residual_scale"}
 
     scale_decoder_outputs: bool | None = None
     """Whether the decoder's output is divided by the square root of its width; None means that tied models do it."""
