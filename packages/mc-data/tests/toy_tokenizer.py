@@ -7,6 +7,7 @@ from typing import Any
 
 PAD, UNKNOWN, START, SEPARATOR, END, SENTINEL = range(6)
 FIRST_WORD = 10
+WORD = r"\w+|[^\w\s]"
 
 
 class PlainTokenizer:
@@ -21,7 +22,7 @@ class PlainTokenizer:
         self.ids: dict[str, int] = {}
 
     def encode(self, text: str) -> list[int]:
-        return [self.ids.setdefault(word, FIRST_WORD + len(self.ids)) for word in re.findall(r"\w+|[^\w\s]", text)]
+        return [self.ids.setdefault(word, FIRST_WORD + len(self.ids)) for word in re.findall(WORD, text)]
 
     def decode(self, token_ids: list[int]) -> str:
         words = {token: word for word, token in self.ids.items()}
@@ -51,7 +52,10 @@ class ToyTokenizer(PlainTokenizer):
         **_: Any,
     ) -> dict[str, Any]:
         if not isinstance(text, str):
-            return {"input_ids": [self.encode(one) for one in text]}
+            found = {"input_ids": [self.encode(one) for one in text]}
+            if not return_offsets_mapping:
+                return found
+            return {**found, "offset_mapping": [[word.span() for word in re.finditer(WORD, one)] for one in text]}
         ids, types, special = [], [], []
         for number, segment in enumerate([text] if pair is None else [text, pair]):
             words = self.encode(segment)
@@ -60,9 +64,7 @@ class ToyTokenizer(PlainTokenizer):
             ids += [*before, *words, *behind]
             types += [number] * (len(before) + len(words) + len(behind))
             special += [*[1] * len(before), *[0] * len(words), *[1] * len(behind)]
-        offsets = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
-        found = {"input_ids": ids, "token_type_ids": types, "special_tokens_mask": special}
-        return {**found, "offset_mapping": offsets} if return_offsets_mapping else found
+        return {"input_ids": ids, "token_type_ids": types, "special_tokens_mask": special}
 
 
 def write_rows(folder: Path, task: str, split: str, text: str) -> Path:

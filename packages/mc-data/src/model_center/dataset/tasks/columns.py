@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -48,7 +49,7 @@ class Ragged:
         bounds = np.zeros(len(sequences) + 1, dtype=np.int64)
         np.cumsum([len(sequence) for sequence in sequences], out=bounds[1:])
         # Token ids fit 32 bits; batches widen them to what embeddings are indexed with.
-        values = np.fromiter((value for sequence in sequences for value in sequence), np.int32, int(bounds[-1]))
+        values = np.fromiter(chain.from_iterable(sequences), np.int32, int(bounds[-1]))
         return cls(values, bounds)
 
     def __getitem__(self, index: int) -> np.ndarray[Any, Any]:

@@ -60,17 +60,22 @@ def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not is_fast(tokenizer):
         ids = [list(tokenizer.encode(text)) for text in distinct]
     else:
-        ids = tokenizer(
-            distinct,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        ids = _tokenize(tokenizer, distinct)["input_ids"]
     if len(distinct) == len(texts):
         return ids
     known = dict(zip(distinct, ids, strict=True))
     return [known[text] for text in texts]
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], **options: bool) -> Any:
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+        **options,
+    )
 
 
 def is_fast(tokenizer: Any) -> bool:
@@ -95,51 +100,51 @@ def encode_parts(
     """
     columns = [encode_texts(tokenizer, [row[number].text for row in rows]) for number in range(len(rows[0]))]
     encoded = [list(parts) for parts in zip(*columns, strict=True)]
-    for number, parts in enumerate(encoded):
-        length = sum(len(part) for part in parts)
-        excess = length - room[number]
-        if excess > 0:
-            _shorten(tokenizer, rows[number], parts, excess, side, places[number])
+    excess = [sum(map(len, parts)) - limit for parts, limit in zip(encoded, room, strict=True)]
+    for column in range(len(columns)):
+        long = [number for number, row in enumerate(rows) if excess[number] > 0 and row[column].flexible]
+        known = [(rows[number][column], encoded[number][column]) for number in long]
+        for number, (ids, start, end) in zip(long, _locate(tokenizer, known), strict=True):
+            excess[number] += len(ids) - len(encoded[number][column])
+            taken = max(0, min(excess[number], end - start))
+            first = start if side == "left" else end - taken
+            encoded[number][column] = ids[:first] + ids[first + taken :]
+            excess[number] -= taken
+    for surplus, where in zip(excess, places, strict=True):
+        if surplus > 0:
+            raise ValueError(
+                f"{where}: the text is {surplus} tokens too long even without the part that may be shortened; "
+                "raise the maximum length, or leave the row out"
+            )
     return encoded
 
 
-def _shorten(
-    tokenizer: Any, row: tuple[Part, ...], parts: list[list[int]], excess: int, side: Side, where: str
-) -> None:
-    for number, part in enumerate(row):
-        if part.flexible is None:
-            continue
-        ids, start, end = _locate(tokenizer, part)
-        if end - start >= excess:
-            cut = slice(start, start + excess) if side == "left" else slice(end - excess, end)
-            del ids[cut]
-            parts[number] = ids
-            return
-        excess -= end - start
-    raise ValueError(
-        f"{where}: the text is {excess} tokens too long even without the part that may be shortened; "
-        "raise the maximum length, or leave the row out"
-    )
-
-
-def _locate(tokenizer: Any, part: Part) -> tuple[list[int], int, int]:
-    """The ids of a part, and which of them (from, to) are its flexible text."""
-    assert part.flexible is not None
-    start, end = part.flexible
+def _locate(tokenizer: Any, parts: Sequence[tuple[Part, list[int]]]) -> list[tuple[list[int], int, int]]:
+    """Say which ids (from, to) of each part, given with its ids, are its flexible text."""
+    if all(part.flexible == (0, len(part.text)) for part, _ in parts):
+        return [(ids, 0, len(ids)) for _, ids in parts]
     if not is_fast(tokenizer):
-        pieces = part.text[:start], part.text[start:end], part.text[end:]
-        before, flexible, after = (list(tokenizer.encode(piece)) if piece else [] for piece in pieces)
-        return before + flexible + after, len(before), len(before) + len(flexible)
-    encoding = tokenizer(part.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    # A token that reaches over the border belongs to the text that must stay, unless only its space does.
-    inside = [
-        number
-        for number, (first, last) in enumerate(encoding["offset_mapping"])
-        if start < last <= end and not part.text[first:start].strip()
-    ]
-    if not inside:
-        return list(encoding["input_ids"]), 0, 0
-    return list(encoding["input_ids"]), inside[0], inside[-1] + 1
+        return [_locate_by_pieces(tokenizer, part) for part, _ in parts]
+    offsets_of_parts = _tokenize(tokenizer, [part.text for part, _ in parts], return_offsets_mapping=True)
+    located = []
+    for (part, ids), offsets in zip(parts, offsets_of_parts["offset_mapping"], strict=True):
+        start, end = part.flexible or (0, 0)
+        # A token that reaches over the border belongs to the text that must stay, unless only its space does.
+        inside = [
+            number
+            for number, (first, last) in enumerate(offsets)
+            if start < last <= end and (first >= start or part.text[first:start].isspace())
+        ]
+        located.append((ids, inside[0], inside[-1] + 1) if inside else (ids, 0, 0))
+    return located
+
+
+def _locate_by_pieces(tokenizer: Any, part: Part) -> tuple[list[int], int, int]:
+    """The same for a tokenizer that does not say where in the text its tokens are; the ids may differ a little."""
+    start, end = part.flexible or (0, 0)
+    pieces = part.text[:start], part.text[start:end], part.text[end:]
+    before, flexible, after = (list(tokenizer.encode(piece)) if piece else [] for piece in pieces)
+    return before + flexible + after, len(before), len(before) + len(flexible)
 
 
 @dataclass(frozen=True)
