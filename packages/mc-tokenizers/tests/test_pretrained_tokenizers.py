@@ -1,6 +1,7 @@
 """The fast tokenizers against Transformers' own, and what is added to them."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ def test_a_missing_padding_token_is_named(vocabularies: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_copy_for_another_process_gives_the_same_ids(family: Any, folders: dict[Any, Path]) -> None:
+    tokenizer = family.from_pretrained(folders[family])
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+    assert (copy.name, copy.fingerprint) == (tokenizer.name, tokenizer.fingerprint)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fingerprints_tell_what_changes_ids(family: Any, folders: dict[Any, Path], tmp_path: Path) -> None:
     tokenizer = family.from_pretrained(folders[family])
     fingerprint = tokenizer.fingerprint
@@ -138,8 +147,13 @@ def test_fingerprints_tell_what_changes_ids(family: Any, folders: dict[Any, Path
 
 def test_fingerprints_tell_options(vocabularies: Path) -> None:
     folder = vocabularies / "bert"
-    cased = BertTokenizer.from_pretrained(folder, do_lower_case=False)
-    assert cased.fingerprint != BertTokenizer.from_pretrained(folder).fingerprint
+    different = [
+        BertTokenizer.from_pretrained(folder),
+        BertTokenizer.from_pretrained(folder, do_lower_case=False),
+        BertTokenizer.from_pretrained(folder, pad_token="[MASK]"),
+        BertTokenizer.from_pretrained(folder, split_special_tokens=True),
+    ]
+    assert len({tokenizer.fingerprint for tokenizer in different}) == len(different)
 
 
 DOCUMENTED = {

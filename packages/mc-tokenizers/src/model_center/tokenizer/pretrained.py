@@ -5,6 +5,7 @@ where Transformers would quietly build a tokenizer that knows no words.
 """
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -104,9 +105,12 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
     @property
     def fingerprint(self) -> str:
         """Hexadecimal hash of everything that decides ids (see `Tokenizer`)."""
-        # What precedes the added tokens is the truncation and padding of the last call.
-        _, _, content = self.backend_tokenizer.to_str().partition('"added_tokens":')
-        identity = f"{self.eod_id} {self.pad_id} {self.split_special_tokens} {content}"
+        # Scores of sentencepiece models lose their last digit when a tokenizer is copied to another process.
+        content = json.loads(self.backend_tokenizer.to_str(), parse_float=lambda number: f"{float(number):.6g}")
+        # Transformers sets these anew in every call.
+        del content["truncation"], content["padding"]
+        special_tokens = sorted((name, str(token)) for name, token in self.special_tokens_map.items())
+        identity = json.dumps([content, special_tokens, self.split_special_tokens], sort_keys=True)
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
