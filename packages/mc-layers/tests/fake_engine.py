@@ -5,7 +5,7 @@ arguments only and recompute with reentrant checkpoints, and gradients are summe
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,9 +111,10 @@ class FakeEngine(Engine):
     def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
         return module if isinstance(module, FakeBlock) else FakeBlock(module, self.use_checkpoint)
 
-    def block_list(self, blocks: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
-        self.events.append(f"link {len(blocks)} blocks")
-        return super().block_list(blocks)
+    def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+        prepared = super().block_list(blocks)
+        self.events.append(f"link {len(prepared)} blocks")
+        return prepared
 
     def all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> torch.Tensor:
         return {"sum": tensor * 2, "prod": tensor * tensor}.get(op, tensor)

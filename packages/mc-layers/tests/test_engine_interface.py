@@ -81,4 +81,5 @@ def test_defaults_are_bmtrains() -> None:
         "reduction": "mean",
         "label_smoothing": 0.0,
     }
-    assert defaults(bmt.init_distributed) == {"seed": 0, "use_checkpoint": None}
+    init = {"seed": 0, "engine": None, "use_checkpoint": None, "zero_level": 3}
+    assert defaults(bmt.init_distributed) == init

@@ -1,7 +1,7 @@
 """The engine seam: what layers, models and training code ask of whatever runs them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -91,8 +91,11 @@ class Engine(ABC):
         reached through it as through `module`. A block that is already prepared comes back unchanged.
         """
 
-    def block_list(self, blocks: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
-        """Prepares blocks that run one after another, so that an engine may link them (to prefetch, for instance)."""
+    def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
+        """Prepares blocks that run one after another, so that an engine may link them (to prefetch, for instance).
+
+        `blocks` may make them one by one, so that an engine that shards never holds more than one whole.
+        """
         return [self.checkpoint_block(block) for block in blocks]
 
     # Communication. With one process each of these is the identity.
@@ -119,6 +122,9 @@ class Engine(ABC):
     def total_norm(self, gradients: Sequence[torch.Tensor], norm_type: float) -> torch.Tensor:
         """Norm of the gradients of all processes, seen as one vector; float32 scalar, computed without overflow."""
 
+    def adopt(self, parameters: Iterable[torch.Tensor]) -> None:  # noqa: B027 - most engines have nothing to do
+        """Told of all parameters that are to be trained, also those that did not come from `parameter`."""
+
     @abstractmethod
     def before_update(self) -> None:
         """Called before gradients are read for clipping or for a step; an engine may have reductions to wait for."""
@@ -126,6 +132,20 @@ class Engine(ABC):
     @abstractmethod
     def after_update(self) -> None:
         """Called after optimizers changed parameters; an engine may have to order later gathers behind that."""
+
+    # Shards. An engine of whole tensors has nothing to do.
+
+    def local(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What this process holds of a parameter or gradient, as a plain tensor that shares its memory."""
+        return tensor
+
+    def part(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """What this process holds of `whole`, which is sharded as `parameter` is (an optimizer's state, for one)."""
+        return whole
+
+    def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """The parts of all processes together, the inverse of `part`. All processes must call it."""
+        return part
 
     # Checkpoints
 

@@ -34,7 +34,7 @@ class TransformerBlockList(torch.nn.ModuleList):
     """
 
     def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:
-        super().__init__(current_engine().block_list(list(blocks)))
+        super().__init__(current_engine().block_list(blocks))
 
     def forward(self, hidden_states: torch.Tensor, *args: Any) -> torch.Tensor:
         """Runs all blocks.

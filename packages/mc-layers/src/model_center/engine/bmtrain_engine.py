@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -92,7 +92,7 @@ class BMTrainEngine(Engine):
             )
         return _TransparentBlock(module, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
 
-    def block_list(self, blocks: Sequence[torch.nn.Module]) -> list[torch.nn.Module]:
+    def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
         """Blocks that know their neighbours, so that one's gradients are scattered while the next are computed."""
         prepared = [self.checkpoint_block(block) for block in blocks]
         for previous, block in zip([None, *prepared], prepared, strict=False):

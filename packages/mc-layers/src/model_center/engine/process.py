@@ -52,14 +52,17 @@ def gather_result(result: torch.Tensor) -> torch.Tensor:
     """The results of all processes, one after another.
 
     Args:
-        result: Shape (n, ...), the same on every process.
+        result: Shape (n, ...); processes may differ in n, but in nothing else.
 
     Returns:
-        Shape (world_size * n, ...), in the order of ranks, on the device of `result`.
+        Shape (sum of all n, ...), in the order of ranks, on the device of `result`.
 
     Raises:
         ValueError: If `result` is a scalar.
     """
     if result.dim() == 0:
         raise ValueError("`result` must have at least one dimension, but is a scalar; use `result.unsqueeze(0)`")
-    return distributed.all_gather(result).flatten(0, 1)
+    lengths = distributed.all_gather(torch.tensor(len(result))).tolist()
+    padding = result.new_zeros(max(lengths) - len(result), *result.shape[1:])
+    gathered = distributed.all_gather(torch.cat([result, padding]))
+    return torch.cat([part[:length] for part, length in zip(gathered, lengths, strict=True)])

@@ -31,20 +31,11 @@ class TorchEngine(Engine):
     Args:
         device: Where to run; by default the CUDA device of number `LOCAL_RANK` (or 0) if there is CUDA, else the CPU.
         use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only.
-
-    Raises:
-        ValueError: If the process was launched as one of several (`WORLD_SIZE` above 1).
     """
 
     name = "torch"
 
     def __init__(self, device: torch.device | None = None, use_checkpoint: bool | None = None) -> None:
-        world_size = os.environ.get("WORLD_SIZE", "1")
-        if world_size != "1":
-            raise ValueError(
-                f"`WORLD_SIZE` must be 1, but is {world_size}: this engine trains in one process, and several would "
-                "each train a copy of their own. Start the script with `python`, without torchrun, or unset WORLD_SIZE."
-            )
         self.device = _default_device() if device is None else device
         self.use_checkpoint = self.device.type == "cuda" if use_checkpoint is None else use_checkpoint
 

@@ -74,6 +74,12 @@ class AdamOptimizer(torch.optim.Optimizer):
         initial = (INITIAL_LOSS_SCALE if torch.float16 in dtypes else 1.0) if scale is None else scale
         self.scaler = LossScaler(initial, enabled=scale is not None or torch.float16 in dtypes)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, as in PyTorch."""
+        super().add_param_group(param_group)
+        # Before the first backward pass, so that an engine of several processes sees each gradient come.
+        current_engine().adopt(self.param_groups[-1]["params"])
+
     @property
     def scale(self) -> float:
         """The loss scale that `loss_scale` applies now."""
@@ -106,15 +112,27 @@ class AdamOptimizer(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, masters, options and loss scale: all that training needs to go on bit by bit."""
-        return {**super().state_dict(), "loss_scale": self.scaler.state_dict()}
+        """Moments, masters, options and loss scale: all that training needs to go on bit by bit.
+
+        With several processes all must call it. It is complete on rank 0, holds whole tensors, and fits any number of
+        processes; on the other ranks there are no tensors in it.
+        """
+        engine = current_engine()
+        state_dict = super().state_dict()
+        parameters = _parameters(self.param_groups)
+        state = {
+            index: {name: _whole(parameters[index], name, tensor) for name, tensor in held.items()}
+            for index, held in state_dict["state"].items()
+        }
+        loss_scale = self.scaler.state_dict()
+        return {**state_dict, "state": state if engine.rank == 0 else {}, "loss_scale": loss_scale}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, also from the other of the two Adam optimizers.
 
         Args:
-            state_dict: The state. It may lie on any device; it is copied.
+            state_dict: The state, complete on every process. It may lie on any device or be mapped; it is copied.
 
         Raises:
             ValueError: If it is not of such an optimizer or its groups and shapes are not those of this one; nothing is
@@ -135,25 +153,23 @@ class AdamOptimizer(torch.optim.Optimizer):
         if (found := [len(group["params"]) for group in groups]) != sizes:
             raise ValueError(f"the state must be of parameter groups of {sizes} parameters, but is of {found}")
         indices = [index for group in groups for index in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         return {
             parameter: self._restore_one(parameter, index, state_dict["state"][index])
-            for index, parameter in zip(indices, parameters, strict=True)
+            for index, parameter in zip(indices, _parameters(self.param_groups), strict=True)
             if index in state_dict["state"]
         }
 
     def _restore_one(self, parameter: torch.nn.Parameter, index: int, saved: State) -> State:
         state = self._new_state(parameter)
-        if "master" not in saved:  # saved with float32 parameters: they are the masters, and may have been loaded
-            saved = {**saved, "master": parameter}
         for name, tensor in state.items():
+            if name == "master" and name not in saved:
+                continue  # saved with float32 parameters: they are the masters, and may have been loaded
+            expected = tuple(tensor.shape if name == "step" else parameter.shape)
             shape = tuple(saved[name].shape) if name in saved else None
-            if shape != tensor.shape:
+            if shape != expected:
                 found = "missing" if shape is None else f"of shape {shape}"
-                raise ValueError(
-                    f"the state `{name}` of parameter {index} must be of shape {tuple(tensor.shape)}, but is {found}"
-                )
-            tensor.copy_(saved[name])
+                raise ValueError(f"the state `{name}` of parameter {index} must be of shape {expected}, but is {found}")
+            tensor.copy_(saved[name] if name == "step" else current_engine().part(parameter, saved[name]))
         return state
 
     def _update(self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], scale: float) -> None:
@@ -161,7 +177,8 @@ class AdamOptimizer(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter] = self._new_state(parameter)
         states: list[State] = [self.state[parameter] for parameter in bucket]
-        targets = [state.get("master", parameter) for state, parameter in zip(states, bucket, strict=True)]
+        local = current_engine().local
+        targets = [state.get("master", local(parameter)) for state, parameter in zip(states, bucket, strict=True)]
         gradients = [gradient.to(target.dtype) for gradient, target in zip(gradients, targets, strict=True)]
         if scale != 1:
             gradients = list(torch._foreach_div(gradients, scale))
@@ -186,14 +203,15 @@ class AdamOptimizer(torch.optim.Optimizer):
 
     def _new_state(self, parameter: torch.nn.Parameter) -> State:
         device = self._state_device(parameter)
+        held = current_engine().local(parameter.detach())
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         state = {
             "step": torch.zeros((), device=device),
-            "exp_avg": torch.zeros_like(parameter, dtype=dtype, device=device, requires_grad=False),
-            "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype, device=device, requires_grad=False),
+            "exp_avg": torch.zeros_like(held, dtype=dtype, device=device),
+            "exp_avg_sq": torch.zeros_like(held, dtype=dtype, device=device),
         }
         if dtype != parameter.dtype or device != parameter.device:
-            state["master"] = parameter.detach().to(device, dtype, copy=True)
+            state["master"] = held.to(device, dtype, copy=True)
         return state
 
     def _state_device(self, parameter: torch.nn.Parameter) -> torch.device:
@@ -203,13 +221,14 @@ class AdamOptimizer(torch.optim.Optimizer):
     def _fetch(self, buckets: list[Bucket]) -> Iterator[list[torch.Tensor]]:
         """The gradients of each bucket, on the device of the state."""
         for bucket in buckets:
-            yield [cast(torch.Tensor, parameter.grad) for parameter in bucket]
+            yield [_gradient(parameter) for parameter in bucket]
 
     def _publish(self, parameters: Bucket, masters: list[torch.Tensor]) -> None:
         """Rounds updated masters to their parameters."""
         master_of = dict(zip(parameters, masters, strict=True))
+        local = current_engine().local
         for same in group_by_kind(parameters):
-            torch._foreach_copy_(list[torch.Tensor](same), [master_of[parameter] for parameter in same])
+            torch._foreach_copy_([local(parameter) for parameter in same], [master_of[parameter] for parameter in same])
 
 
 class AdamOffloadOptimizer(AdamOptimizer):
@@ -236,7 +255,7 @@ class AdamOffloadOptimizer(AdamOptimizer):
         arrivals = []
         for bucket in buckets:
             for parameter in bucket:
-                self._buffer(parameter).copy_(cast(torch.Tensor, parameter.grad), non_blocking=True)
+                self._buffer(parameter).copy_(_gradient(parameter), non_blocking=True)
             arrivals.append(torch.cuda.current_stream(bucket[0].device).record_event())
         for bucket, arrival in zip(buckets, arrivals, strict=True):
             arrival.synchronize()
@@ -244,16 +263,18 @@ class AdamOffloadOptimizer(AdamOptimizer):
 
     def _publish(self, parameters: Bucket, masters: list[torch.Tensor]) -> None:
         for parameter, master in zip(parameters, masters, strict=True):
-            if parameter.device.type == "cpu":
-                parameter.copy_(master)
+            held = current_engine().local(parameter)
+            if held.device.type == "cpu":
+                held.copy_(master)
             else:
                 # The gradient has been read, and the next one is copied here by the same stream as this goes away.
-                parameter.copy_(self._buffer(parameter).copy_(master), non_blocking=True)
+                held.copy_(self._buffer(parameter).copy_(master), non_blocking=True)
 
     def _buffer(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """The pinned room that a parameter's gradient comes through and its new value leaves through."""
         if parameter not in self._buffers:
-            self._buffers[parameter] = torch.empty_like(parameter, device="cpu", requires_grad=False, pin_memory=True)
+            held = current_engine().local(parameter.detach())
+            self._buffers[parameter] = torch.empty_like(held, device="cpu", pin_memory=True)
         return self._buffers[parameter]
 
 
@@ -263,10 +284,28 @@ def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
     for parameter in parameters:
         if parameter.grad is None:
             continue
-        if bucket and elements + parameter.numel() > BUCKET_ELEMENTS:
+        held = current_engine().local(parameter).numel()
+        if bucket and elements + held > BUCKET_ELEMENTS:
             yield bucket
             bucket, elements = [], 0
         bucket.append(parameter)
-        elements += parameter.numel()
+        elements += held
     if bucket:
         yield bucket
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return current_engine().local(cast(torch.Tensor, parameter.grad))
+
+
+def _parameters(groups: Iterable[dict[str, Any]]) -> list[torch.nn.Parameter]:
+    """All parameters in the order in which an optimizer's state numbers them."""
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def _whole(parameter: torch.nn.Parameter, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of a parameter's state, gathered from all processes and then not left on the device."""
+    engine = current_engine()
+    if name == "step" or engine.world_size == 1:
+        return tensor
+    return engine.whole(parameter, tensor).cpu() if engine.rank == 0 else engine.whole(parameter, tensor)[:0]

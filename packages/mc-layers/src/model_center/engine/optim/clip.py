@@ -41,10 +41,13 @@ def clip_grad_norm(
         if not value > 0:
             raise ValueError(f"`{name}` must be above 0, but is {value}")
     engine = current_engine()
+    groups = list(param_groups)
+    for each in groups:
+        engine.adopt(each["params"])
     engine.before_update()
-    gradients = gradients_of(list(param_groups))
+    gradients = gradients_of(groups)
     norm = engine.total_norm(gradients, order) / scale
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0)
-    for group in group_by_kind(gradients):
+    for group in group_by_kind([engine.local(gradient) for gradient in gradients]):
         torch._foreach_mul_(group, factor.to(group[0].device))
     return norm

@@ -175,8 +175,10 @@ def _step(
     optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[Schedule | None], scaler: LossScaler
 ) -> bool:
     engine = current_engine()
+    for group in _groups_of(optimizers):
+        engine.adopt(group["params"])
     engine.before_update()
-    if scaler.overflows([group for optimizer in optimizers for group in optimizer.param_groups]):
+    if scaler.overflows(_groups_of(optimizers)):
         scaler.failed()
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -186,7 +188,7 @@ def _step(
             optimizer.step(scale=scaler.scale)
         else:
             if scaler.scale != 1:
-                for gradients in group_by_kind(gradients_of(optimizer.param_groups)):
+                for gradients in group_by_kind([engine.local(each) for each in gradients_of(optimizer.param_groups)]):
                     torch._foreach_div_(gradients, scaler.scale)
             optimizer.step()
         if scheduler is not None:
@@ -194,3 +196,7 @@ def _step(
     engine.after_update()
     scaler.succeeded()
     return True
+
+
+def _groups_of(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
