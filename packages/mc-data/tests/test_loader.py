@@ -133,6 +133,17 @@ def test_batches_of_any_structure_move_to_the_device() -> None:
     assert default.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_go_to_the_gpu_of_this_process(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count() - 1))
+    loader = DistributedDataLoader(Numbers(), 4, shuffle=True, num_workers=workers)
+    for batch in loader:
+        assert batch.device == torch.device("cuda", torch.cuda.device_count() - 1)
+        assert batch.tolist() == loader.batch_indices
+
+
 # How a script may use both: data set with rank and world size or without, a loader or PyTorch's own.
 def all_ranks(folder: Path, world_size: int, dataset_knows: bool) -> list[DistributedDataLoader]:
     places = [(rank, world_size) if dataset_knows else (0, 1) for rank in range(world_size)]

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,7 +158,21 @@ def test_a_yes_no_word_is_not_an_answer_list() -> None:
         read({"train": [{"context": "c", "question": "who", "answers": "Bob"}]}, "SQuAD")
 
 
-def test_hugging_face_class_numbers_are_read_by_name() -> None:
+class NamedRows(list[dict[str, Any]]):
+    """Rows that say what their class numbers mean, as the Hugging Face library's do."""
+
+    features = MappingProxyType({"label": SimpleNamespace(names=["entailment", "contradiction", "neutral"])})
+
+
+def test_class_numbers_are_read_by_name() -> None:
+    rows = NamedRows({"premise": "a", "hypothesis": "b", "label": label} for label in (0, 1, 2))
+    # Ours: contradiction, entailment, neutral.
+    assert [example.label for example in read({"train": rows}, "CB")] == [1, 0, 2]
+    with pytest.raises(ValueError, match="field 'label' is 0, but must be one of"):
+        read({"train": list(rows)}, "CB")
+
+
+def test_the_hugging_face_library() -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         premise=datasets.Value("string"),
@@ -169,6 +184,5 @@ def test_hugging_face_class_numbers_are_read_by_name() -> None:
         train=datasets.Dataset.from_dict({**columns, "label": [0, 1, 2]}, features=features),
         test=datasets.Dataset.from_dict({**columns, "label": [-1] * 3}, features=features),
     )
-    # Ours: contradiction, entailment, neutral.
     assert [example.label for example in read(splits, "CB")] == [1, 0, 2]
     assert [example.label for example in read(splits, "CB", "test")] == [None] * 3
