@@ -5,7 +5,6 @@ where Transformers would quietly build a tokenizer that knows no words.
 """
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -23,6 +22,9 @@ from .resolve import (
     local_path,
 )
 from .vocabulary import check_merges, read_json, read_tokens, require_tokens
+
+# The number in ["▁the",-3.95], an entry of a unigram vocabulary.
+_SCORE = re.compile(r'(?<=",)-?\d[\d.e-]*(?=\])')
 
 
 class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[misc]  # untyped library
@@ -105,12 +107,13 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
     @property
     def fingerprint(self) -> str:
         """Hexadecimal hash of everything that decides ids (see `Tokenizer`)."""
-        # Scores of sentencepiece models lose their last digit when a tokenizer is copied to another process.
-        content = json.loads(self.backend_tokenizer.to_str(), parse_float=lambda number: f"{float(number):.6g}")
-        # Transformers sets these anew in every call.
-        del content["truncation"], content["padding"]
+        # What precedes the added tokens is the truncation and padding of the last call.
+        _, _, content = self.backend_tokenizer.to_str().partition('"added_tokens":')
+        if self.backend_model == "Unigram":
+            # The scores lose their last digit when a tokenizer is copied to another process.
+            content = _SCORE.sub(lambda score: f"{float(score[0]):.6g}", content)
         special_tokens = sorted((name, str(token)) for name, token in self.special_tokens_map.items())
-        identity = json.dumps([content, special_tokens, self.split_special_tokens], sort_keys=True)
+        identity = f"{special_tokens} {self.split_special_tokens} {content}"
         return hashlib.sha256(identity.encode()).hexdigest()
 
     @property
