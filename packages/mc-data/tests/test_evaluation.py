@@ -101,7 +101,8 @@ def test_scores_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match=r"2 processes, but torch.distributed is not initialised: give `gather`"):
         evaluator.compute()
-    assert evaluator.compute(gather=lambda mine: [mine, {2: 0}])["accuracy"] == pytest.approx(2 / 3)
+    other = torch.tensor(list(b"[[2, 0]]\n"), dtype=torch.int32)
+    assert evaluator.compute(gather=lambda mine: torch.cat([mine, other]))["accuracy"] == pytest.approx(2 / 3)
     bare = [{name: text for name, text in row.items() if name != "label"} for row in ROWS]
     unlabelled = bertdataset.DATASET["CB"]({"test": bare}, "test", 0, 1, ToyTokenizer())
     with pytest.raises(ValueError, match="split 'test' of CB has no labels to compare with"):

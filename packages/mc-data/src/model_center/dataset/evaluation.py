@@ -8,10 +8,12 @@ scores = evaluator.compute()
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ._extra import torch
 from .loader import process_place
@@ -30,7 +32,8 @@ __all__ = [
 ]
 
 Prediction = int | str
-Gather = Callable[[Mapping[int, Prediction]], Sequence[Mapping[int, Prediction]]]
+Gather = Callable[[torch.Tensor], torch.Tensor]
+"""Brings together a tensor of shape (n), where n differs between processes: shape (sum of all n)."""
 
 
 def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> float:
@@ -142,15 +145,17 @@ class Evaluator:
         """The task's official measures over the rows of all processes; the same in each of them.
 
         Args:
-            gather: Brings together what all processes have; by default through `torch.distributed`, if there are
-                several.
+            gather: Brings together what all processes have, such as `engine.gather_result`; by default
+                `torch.distributed` does, if there are several.
 
         Raises:
             ValueError: There are several processes and no way to bring their predictions together.
         """
-        everything: dict[int, Prediction] = {}
-        for part in (gather or _gather)(self._predictions):
-            everything.update(part)
+        # One line of JSON from each process, as numbers: what every kind of gathering can carry.
+        mine = json.dumps(list(self._predictions.items())) + "\n"
+        gathered = (gather or _gather)(torch.tensor(list(mine.encode()), dtype=torch.int32))
+        lines = bytes(gathered.tolist()).decode().splitlines()
+        everything: dict[int, Prediction] = {row: value for line in lines for row, value in json.loads(line)}
         rows = sorted(everything)
         return official_scores(
             self._task,
@@ -161,15 +166,15 @@ class Evaluator:
         )
 
 
-def _gather(mine: Mapping[int, Prediction]) -> Sequence[Mapping[int, Prediction]]:
+def _gather(mine: torch.Tensor) -> torch.Tensor:
     _, world_size = process_place(None, None)
     if world_size == 1:
-        return [mine]
+        return mine
     if not torch.distributed.is_initialized():
         raise ValueError(f"there are {world_size} processes, but torch.distributed is not initialised: give `gather`")
-    parts: list[Mapping[int, Prediction] | None] = [None] * world_size
+    parts: list[Any] = [None] * world_size
     torch.distributed.all_gather_object(parts, mine)
-    return [part for part in parts if part is not None]
+    return torch.cat(parts)
 
 
 def _classes(predictions: Sequence[Prediction]) -> list[int]:
