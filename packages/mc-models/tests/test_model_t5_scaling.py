@@ -14,7 +14,7 @@ from model_center.model import T5, T5Config, load_model
 
 def overflowing(feed_forward: str, untied: bool = False) -> Family:
     options = T5_SIZES | {"feed_forward_proj": feed_forward, "tie_word_embeddings": not untied}
-    return Family(feed_forward, T5, transformers.T5Config, options, transformers.T5ForConditionalGeneration, untied)
+    return Family(feed_forward, transformers.T5Config, options, transformers.T5ForConditionalGeneration, untied)
 
 
 def make_both(family: Family, directory: Path) -> Any:

@@ -1,7 +1,6 @@
 """One row for each family that Transformers has: how to make a tiny random model of it there, and inputs for it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from model_center.model import GPT2, T5, BaseModel, Bert, GPTj
+from model_center.model import BaseModel, families
 
 Inputs = dict[str, Tensor]
 VOCABULARY = 61
@@ -25,7 +24,6 @@ class Family:
 
     Attributes:
         name: for test ids.
-        model: our class.
         config: Transformers' configuration class.
         options: what it is made with.
         theirs: Transformers' class with a head.
@@ -33,19 +31,23 @@ class Family:
     """
 
     name: str
-    model: type[BaseModel]
     config: Any
     options: dict[str, Any]
     theirs: Any
     untied: bool = False
-    crossed: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "crossed", bool(self.options.get("add_cross_attention")))
+    @property
+    def model(self) -> type[BaseModel]:
+        """Our class."""
+        return families[self.config.model_type]
 
     @property
     def is_seq2seq(self) -> bool:
-        return self.model is T5
+        return "num_decoder_layers" in self.options
+
+    @property
+    def crossed(self) -> bool:
+        return "add_cross_attention" in self.options
 
     def make(self, seed: int = 0, **changes: Any) -> Any:
         """A random model in evaluation mode, all of whose parameters count."""
@@ -103,22 +105,20 @@ def _tie(tie: bool) -> dict[str, Any]:
 
 
 FAMILIES = [
-    Family("bert", Bert, transformers.BertConfig, BERT, transformers.BertForMaskedLM),
-    Family("bert-untied", Bert, transformers.BertConfig, BERT | _tie(False), transformers.BertForMaskedLM),
-    Family("bert-decoder", Bert, transformers.BertConfig, BERT | DECODER, transformers.BertLMHeadModel),
-    Family("gpt2", GPT2, transformers.GPT2Config, GPT, transformers.GPT2LMHeadModel),
-    Family("gpt2-untied", GPT2, transformers.GPT2Config, GPT | _tie(False), transformers.GPT2LMHeadModel),
-    Family("gpt2-crossed", GPT2, transformers.GPT2Config, GPT | DECODER, transformers.GPT2LMHeadModel),
-    Family("gptj", GPTj, transformers.GPTJConfig, GPT | {"rotary_dim": 4}, transformers.GPTJForCausalLM),
-    Family("t5", T5, transformers.T5Config, T5_SIZES, transformers.T5ForConditionalGeneration),
+    Family("bert", transformers.BertConfig, BERT, transformers.BertForMaskedLM),
+    Family("bert-untied", transformers.BertConfig, BERT | _tie(False), transformers.BertForMaskedLM),
+    Family("bert-decoder", transformers.BertConfig, BERT | DECODER, transformers.BertLMHeadModel),
+    Family("gpt2", transformers.GPT2Config, GPT, transformers.GPT2LMHeadModel),
+    Family("gpt2-untied", transformers.GPT2Config, GPT | _tie(False), transformers.GPT2LMHeadModel),
+    Family("gpt2-crossed", transformers.GPT2Config, GPT | DECODER, transformers.GPT2LMHeadModel),
+    Family("gptj", transformers.GPTJConfig, GPT | {"rotary_dim": 4}, transformers.GPTJForCausalLM),
+    Family("t5", transformers.T5Config, T5_SIZES, transformers.T5ForConditionalGeneration),
     Family(
         "t5-v1.1",
-        T5,
         transformers.T5Config,
         T5_SIZES | {"feed_forward_proj": "gated-gelu"} | _tie(False),
         transformers.T5ForConditionalGeneration,
         untied=True,
     ),
-    Family("t5-untied", T5, transformers.T5Config, T5_SIZES, transformers.T5ForConditionalGeneration, untied=True),
+    Family("t5-untied", transformers.T5Config, T5_SIZES, transformers.T5ForConditionalGeneration, untied=True),
 ]
-Maker = Callable[[Path], tuple[Any, Any]]

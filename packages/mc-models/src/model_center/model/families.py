@@ -1,26 +1,29 @@
 """The registry of model families."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from model_center.model.base import BaseModel
-from model_center.model.bert import Bert
-from model_center.model.cpm1 import CPM1
-from model_center.model.cpm2 import CPM2
-from model_center.model.gpt2 import GPT2
-from model_center.model.gptj import GPTj
 from model_center.model.source import read_config, resolve
-from model_center.model.t5 import T5
 
-_MODELS: list[type[BaseModel]] = [
-    Bert,
-    GPT2,
-    GPTj,
-    T5,
-    CPM1,
-    CPM2,
-]
-families: dict[str, type[BaseModel]] = {model.config_class.model_type: model for model in _MODELS}
+_MODELS = (
+    "bert.Bert",
+    "gpt2.GPT2",
+    "gptj.GPTj",
+    "t5.T5",
+    "cpm1.CPM1",
+    "cpm2.CPM2",
+)
+
+
+def _imported(name: str) -> type[BaseModel]:
+    module, _, model = name.partition(".")
+    found: type[BaseModel] = getattr(import_module(f"model_center.model.{module}"), model)
+    return found
+
+
+families: dict[str, type[BaseModel]] = {model.config_class.model_type: model for model in map(_imported, _MODELS)}
 """Model type -> model class, for every family."""
 
 

@@ -35,16 +35,23 @@ class Transpose:
 
 @dataclass(frozen=True)
 class Split:
-    """Their one tensor holds `parts` of ours, stacked along the first dimension."""
+    """Their one tensor holds several of ours, stacked along the first dimension.
 
-    parts: int
+    Attributes:
+        parts: number of equal parts, or the size of each.
+    """
+
+    parts: int | tuple[int, ...]
 
     def to_ours(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Cuts the one tensor into equal parts."""
+        """Cuts the one tensor."""
         (tensor,) = tensors
-        if tensor.shape[0] % self.parts:
-            raise ValueError(f"its first dimension must be a multiple of {self.parts}, but is {tensor.shape[0]}")
-        return list(tensor.chunk(self.parts))
+        rows = tensor.shape[0]
+        sizes = (rows // self.parts,) * self.parts if isinstance(self.parts, int) else self.parts
+        if sum(sizes) != rows:
+            wanted = f"a multiple of {self.parts}" if isinstance(self.parts, int) else f"{sum(sizes)}, that of {sizes}"
+            raise ValueError(f"its first dimension must be {wanted}, but is {rows}")
+        return list(tensor.split(sizes))
 
     def to_theirs(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Stacks the parts."""
