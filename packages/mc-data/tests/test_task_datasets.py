@@ -13,6 +13,7 @@ from toy_tokenizer import END, PAD, SENTINEL, SEPARATOR, START, PlainTokenizer, 
 
 from model_center.dataset import bertdataset, cpm1dataset, cpm2dataset, gpt2dataset, t5dataset
 from model_center.dataset.bertdataset import BertDataset
+from model_center.dataset.cpm2dataset import CPM2Dataset
 from model_center.dataset.gpt2dataset import GPT2Dataset
 from model_center.dataset.t5dataset import T5Dataset
 from model_center.dataset.tasks import TASKS, Prompt, Task
@@ -145,6 +146,12 @@ def test_free_text_answers_follow_the_prompt() -> None:
     assert item["index"] == [0, 1, 1, 1]
     short = t5dataset.DATASET["ReCoRD"](split(RECORD), "train", 0, 1, tokenizer, 512, 3)
     assert plain(short[0])["targets"] == [-100, *answer[:2]]
+
+    task = Task(name="Q", fields={"q": "q"}, answers="a", prompt=Prompt("{q}{mask}"))
+    item = plain(CPM2Dataset(split({"q": "谁", "a": ["她"]}), "train", 0, 1, chinese := CPMTokenizer(), task=task)[0])
+    assert item["dec_input"] == [SENTINEL, *chinese.encode("她")]
+    assert item["targets"] == [*chinese.encode("她"), END]
+    assert item["index"] == [1, 1]
 
     unanswered = {**RECORD, "qas": [{"query": "@placeholder met Bob"}]}
     for family, name in ((gpt2dataset, "input_ids"), (t5dataset, "enc_input")):
