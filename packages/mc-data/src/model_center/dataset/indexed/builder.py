@@ -178,7 +178,9 @@ class MMapIndexedDatasetBuilder:
             self._boundaries = array("q", complete_boundaries(np.asarray(self._boundaries), len(self)).tolist())
         start = len(self)
         for begin in range(0, len(other.tokens), len(self._buffer)):
-            self._append(other.tokens[begin : begin + len(self._buffer)])
+            block = other.tokens[begin : begin + len(self._buffer)]
+            other.touched(1, len(block))
+            self._append(block)
         self._sizes.frombytes(other.sizes.astype(np.int32).tobytes())
         self._boundaries.extend((complete_boundaries(other.doc_idx, len(other))[1:] + start).tolist())
 

@@ -28,6 +28,8 @@ from .format import (
 from .manifest import Manifest
 
 CHECKED_AT_OPEN = 1 << 16
+MAPPED_BYTES = 256 << 20
+_FAULT_BYTES = 64 << 10  # what Linux maps around an address that is touched
 _RETRIES = 100
 
 
@@ -87,7 +89,10 @@ class MMapIndexedDataset(Sequence[Array]):
             )
         self.tokens: Array = np.empty(0, self.dtype)
         if data_bytes:
-            self.tokens = np.frombuffer(mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ), self.dtype)
+            self._data_map = mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ)
+            self.tokens = np.frombuffer(self._data_map, self.dtype)
+        self._is_large = data_bytes > MAPPED_BYTES
+        self._touched_bytes = 0
         if header.sequences > CHECKED_AT_OPEN:
             end = int(self.pointers[-1]) + int(self.sizes[-1]) * self.dtype.itemsize
             problem = None if end == data_bytes else f"its sequences end at byte {end} of {data_bytes} in the .bin file"
@@ -136,6 +141,8 @@ class MMapIndexedDataset(Sequence[Array]):
         begin, odd = divmod(start, self.dtype.itemsize)
         if odd or begin < 0 or size < 0 or start + size * self.dtype.itemsize > self._data_bytes:
             raise self._outside(index)
+        if self._is_large:
+            self.touched(1, size)
         return self.tokens[begin : begin + size]
 
     def __iter__(self) -> Iterator[Array]:
@@ -177,6 +184,8 @@ class MMapIndexedDataset(Sequence[Array]):
         if starts.min() < 0 or sizes.min() < 0 or ends.max() > self._data_bytes or (starts % self.dtype.itemsize).any():
             wrong = (starts < 0) | (sizes < 0) | (ends > self._data_bytes) | (starts % self.dtype.itemsize != 0)
             raise self._outside(int(wanted[wrong.argmax()]))
+        if self._is_large:
+            self.touched(len(wanted), int(sizes.sum()))
         starts //= self.dtype.itemsize
         tokens = self.tokens
         return [tokens[begin:end] for begin, end in zip(starts.tolist(), (starts + sizes).tolist(), strict=True)]
@@ -194,6 +203,21 @@ class MMapIndexedDataset(Sequence[Array]):
         offsets = np.zeros(len(sequences) + 1, dtype=np.int64)
         np.cumsum([len(sequence) for sequence in sequences], out=offsets[1:])
         return np.concatenate(sequences) if sequences else self.tokens[:0].copy(), offsets
+
+    def touched(self, places: int, tokens: int) -> None:
+        """Count what is read of the map, so that a data set larger than memory does not come to fill it.
+
+        From time to time the process lets go of the pages (the system keeps them as long as it has room), which takes
+        nothing from arrays that were handed out: they are mapped again when used. Reading `tokens` directly needs this.
+
+        Args:
+            places: How many sequences or blocks are read.
+            tokens: How many tokens they have together.
+        """
+        self._touched_bytes += places * _FAULT_BYTES + tokens * self.dtype.itemsize
+        if self._is_large and self._touched_bytes > MAPPED_BYTES:
+            self._data_map.madvise(mmap.MADV_DONTNEED)
+            self._touched_bytes = 0
 
     @staticmethod
     def exists(path: StrPath) -> bool:

@@ -82,6 +82,7 @@ def _ids_outside(dataset: MMapIndexedDataset, vocab_size: int) -> list[str]:
     step = BLOCK_BYTES // dataset.dtype.itemsize
     for start in range(0, len(dataset.tokens), step):
         block: Array = dataset.tokens[start : start + step]
+        dataset.touched(1, len(block))
         outside = (block < 0) | (block >= vocab_size)
         if outside.any():
             at = start + int(outside.argmax())
