@@ -58,7 +58,7 @@ def test_both_optimizers_follow_torchs_adamw(dtype: torch.dtype, buckets: int, m
     monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", buckets)
     options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
     ours, offloaded = parameters(dtype), parameters(dtype)
-    masters = [torch.nn.Parameter(target.detach().float()) for target in ours]
+    masters = [torch.nn.Parameter(target.detach().float().clone()) for target in ours]
     on_gpu, on_host = AdamOptimizer(ours, **options), AdamOffloadOptimizer(offloaded, **options)
     reference = torch.optim.AdamW(masters, **options, fused=True)
     for step in range(10):
