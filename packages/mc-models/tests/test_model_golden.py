@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import assert_equal
+from comparison import assert_equal
 from torch import Tensor
 
 from model_center import engine as bmt

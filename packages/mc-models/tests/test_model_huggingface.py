@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_families import FAMILIES, Family, Inputs, assert_equal, real
+from comparison import Inputs, assert_equal, real
+from tiny_families import FAMILIES, Family
 from torch import Tensor
 
 from model_center.model import BaseModel, load_model

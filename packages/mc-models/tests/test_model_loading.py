@@ -9,8 +9,8 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from comparison import assert_equal
 from safetensors.torch import load_file, save_file
-from tiny_families import assert_equal
 from torch import Tensor
 
 from model_center.model import GPT2, T5, Bert, BertConfig, GPT2Config, T5Config, load_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_families import assert_equal
+from comparison import assert_equal
 
 from model_center.model import Bert, load_model
 

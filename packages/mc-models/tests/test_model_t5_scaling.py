@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_families import T5_SIZES, VOCABULARY, Family, assert_equal, real
+from comparison import assert_equal, real
+from tiny_families import T5_SIZES, VOCABULARY, Family
 
 from model_center.model import T5, T5Config, load_model
 

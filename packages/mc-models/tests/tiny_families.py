@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import transformers
+from comparison import Inputs
 from torch import Tensor
 
 from model_center.model import BaseModel, families
 
-Inputs = dict[str, Tensor]
 VOCABULARY = 61
 BERT = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40, "num_hidden_layers": 2}
 GPT = {"n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 40}
@@ -87,17 +87,6 @@ class Family:
             states = torch.randn(3, 6, 24, generator=generator)
             inputs |= {"encoder_hidden_states": states, "encoder_attention_mask": mask(6)}
         return inputs
-
-
-def real(inputs: Inputs) -> Tensor:
-    """Where the positions are that have logits and are not padding."""
-    return inputs.get("decoder_attention_mask", inputs["attention_mask"]).bool()
-
-
-def assert_equal(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5, scale: float | None = None) -> None:
-    """Compares, relatively to the largest value."""
-    largest = theirs.abs().max().item() if scale is None else scale
-    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=tolerance * max(largest, 1e-30))
 
 
 def _tie(tie: bool) -> dict[str, Any]:
