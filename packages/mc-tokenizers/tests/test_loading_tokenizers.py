@@ -161,6 +161,7 @@ def test_a_vocabulary_without_the_special_tokens(vocabularies: Path, gpt2_folder
     message = error_of(CPM1Tokenizer, vocabularies / "bert/vocab.txt")
     assert "`eod_token` is '<eod>'" in message
     assert "pass the names it uses instead" in message
+    assert "`sod_token` is '<s>'; `eod_token` is '<eod>'" in error_of(CPM2Tokenizer, vocabularies / "bert/vocab.txt")
     message = error_of(CPM1Tokenizer, vocabularies / "cpm1/vocab.txt", eod_token="<end>")
     assert "`eod_token` is '<end>' (nearest: <eod>" in message
     vocabulary = json.loads((gpt2_folder / "vocab.json").read_text())

@@ -114,9 +114,9 @@ class _CPMTokenizer:
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]: ...
     def convert_ids_to_tokens(self, ids: int | Iterable[int]) -> str | list[str]:
         """Look up the token of one id, or of each of several."""
-        if isinstance(ids, int):
-            return self._tokens[self._known([ids])[0]]
-        return [self._tokens[index] for index in self._known(ids)]
+        if isinstance(ids, Iterable):
+            return [self._tokens[index] for index in self._known(ids)]
+        return self._tokens[self._known([ids])[0]]
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         known = list(ids)
@@ -231,16 +231,18 @@ class CPM2Tokenizer(_CPMTokenizer):
         self.sod_token = sod_token
         super().__init__(vocab_file, max_len, q2b, eod_token, pad_token, unk_token, line_token, space_token)
 
-    def _special_tokens(self) -> dict[str, str]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_sentinels < 0:
             raise ValueError(f"`max_sentinels` must not be negative, but is {self.max_sentinels}")
-        sentinels = (f"<s_{number}>" for number in range(self.max_sentinels))
-        missing = next((token for token in sentinels if token not in self._ids), None)
-        if missing is not None:
-            raise ValueError(
-                f"{self.vocab_file}: the vocabulary lacks the sentinel {missing}, and `max_sentinels` is "
-                f"{self.max_sentinels}. Lower it to {missing[3:-1]}, or use a vocabulary with all sentinels"
-            )
+        for number in range(self.max_sentinels):
+            if f"<s_{number}>" not in self._ids:
+                raise ValueError(
+                    f"{self.vocab_file}: the vocabulary lacks the sentinel <s_{number}>, and `max_sentinels` is "
+                    f"{self.max_sentinels}. Lower it to {number}, or use a vocabulary with all sentinels"
+                )
+
+    def _special_tokens(self) -> dict[str, str]:
         return {"sod_token": self.sod_token, **super()._special_tokens()}
 
     @property
