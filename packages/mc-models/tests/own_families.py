@@ -49,8 +49,8 @@ def cpm1(model: Any, ids: Tensor, length: Tensor, **more: Any) -> Any:
 
 def seq2seq(model: Any, ids: Tensor, length: Tensor, **more: Any) -> Any:
     """The decoder reads the batch, the encoder a fixed one."""
-    source = torch.arange(6).expand(len(ids), -1) + 1
-    source_length = torch.full((len(ids),), 5)
+    source = torch.arange(1, 7, device=ids.device).expand(len(ids), -1)
+    source_length = torch.full_like(length, 5)
     return model(source, source_length, ids, length, **{"return_logits": False, **more})
 
 
