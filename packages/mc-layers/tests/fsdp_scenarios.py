@@ -1,0 +1,251 @@
+"""What is done in one process and in several, to be compared. As a script it is one of several processes.
+
+    torchrun --nproc_per_node 2 fsdp_scenarios.py FOLDER
+
+runs everything and leaves what rank 0 found in FOLDER/found.pt. What concerns single ranks is asserted on the spot.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model_center import engine as bmt
+from model_center.layer import Embedding, Encoder, RelativePositionEmbedding
+
+BATCH, STEPS = 4, 6
+WORDS = 21
+
+
+class Model(torch.nn.Module):
+    """Blocks, parameters outside of them (one of them tied), and a layer that is not ours."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.embedding = Embedding(WORDS, 8, dtype=dtype)
+        self.bias = RelativePositionEmbedding(2, 8, 16, True, dtype=dtype)
+        # The dimensions are odd, so that shards differ in size, and a norm's single row lies on one process only.
+        self.encoder = Encoder(
+            3,
+            8,
+            7,
+            2,
+            5,
+            dtype=dtype,
+            pos_bias_type="relative",
+            norm_bias=True,
+            ffn_bias=True,
+            att_init_std=0.3,
+            ffn_init_std=0.3,
+        )
+        self.plain = torch.nn.Linear(8, 8).to(dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        bias = self.bias(ids.shape[1], ids.shape[1])
+        hidden = self.plain(self.encoder(self.embedding(ids), None, bias))
+        scores: Tensor = self.embedding.projection(hidden)
+        return scores
+
+
+def build(dtype: torch.dtype = torch.float32) -> Model:
+    torch.manual_seed(5)
+    return Model(dtype)
+
+
+def state_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in bmt.current_engine().state_dict(model).items()}
+
+
+def batch(step: int) -> Tensor:
+    """This process's share of a step's ids."""
+    ids = torch.randint(0, WORDS, (BATCH, 6), generator=torch.Generator().manual_seed(step))
+    return ids.chunk(bmt.world_size())[bmt.rank()]
+
+
+def train(
+    make_optimizer: Callable[..., torch.optim.Optimizer] = bmt.optim.AdamOptimizer,
+    dtype: torch.dtype = torch.float32,
+    micro_batches: int = 1,
+    load_from: Path | None = None,
+    save_to: Path | None = None,
+    loss_scale: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Trains, from a checkpoint or from the beginning, and returns everything that can be compared."""
+    model = build(dtype)
+    optimizer = make_optimizer(model.parameters(), lr=1e-2, **options)
+    manager = bmt.optim.OptimManager(loss_scale=loss_scale)
+    manager.add_optimizer(optimizer, bmt.lr_scheduler.Noam(optimizer, 3e-2, 2, -1))
+    if load_from is not None:
+        bmt.load(model, load_from / "model.pt")
+        manager.load_state_dict(torch.load(load_from / "optimizers.pt", weights_only=True, mmap=True))
+    losses, norms = [], []
+    for step in range(STEPS):
+        manager.zero_grad()
+        total = torch.zeros(())
+        for part in batch(step).chunk(micro_batches):
+            loss = bmt.loss.FusedCrossEntropy()(model(part).flatten(0, 1), part.flatten()) / micro_batches
+            manager.backward(loss)
+            total += loss.detach()
+        norms.append(manager.clip_grad_norm(optimizer.param_groups, max_norm=1.0).item())
+        assert manager.step()
+        losses.append(bmt.sum_loss(total).item())
+    if save_to is not None:
+        save_to.mkdir(exist_ok=True)
+        bmt.save(model, save_to / "model.pt")
+        state = manager.state_dict()
+        if bmt.rank() == 0:
+            torch.save(state, save_to / "optimizers.pt")
+        bmt.synchronize()
+    return {"losses": losses, "norms": norms, "weights": state_of(model)}
+
+
+def norms_of_all_orders() -> dict[str, Any]:
+    model = build()
+    part = batch(0)
+    bmt.optim.OptimManager().backward(bmt.loss.FusedCrossEntropy()(model(part).flatten(0, 1), part.flatten()))
+    groups = [{"params": list(model.parameters())}]
+    return {str(order): bmt.optim.clip_grad_norm(groups, 1e9, order).item() for order in (1, 2, 3, "inf")}
+
+
+def initialise_again() -> dict[str, Any]:
+    model = build()
+    first = state_of(model)
+    bmt.init_parameters(model)
+    return {"first": first, "second": state_of(model)}
+
+
+def evaluate_and_train_again() -> dict[str, Any]:
+    """An evaluation between steps must not leave anything gathered that an optimizer or a checkpoint then takes."""
+    model = build()
+    with torch.no_grad():
+        scores = bmt.gather_result(model(batch(0)))
+    optimizer = bmt.optim.AdamOptimizer(model.parameters(), lr=1e-2)
+    bmt.loss.FusedCrossEntropy()(model(batch(0)).flatten(0, 1), batch(0).flatten()).backward()
+    bmt.optim_step(optimizer)
+    block = model.encoder.layers[1]
+    alone = bmt.gather_result(block(torch.ones(1, 3, 8), None))[:1].detach()
+    return {"scores": scores, "weights": state_of(model), "alone": alone}
+
+
+SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
+    "adam": train,
+    "offload": partial(train, bmt.optim.AdamOffloadOptimizer, weight_decay=0.1),
+    "torch adamw": partial(train, torch.optim.AdamW, weight_decay=0.1),
+    "micro batches": partial(train, micro_batches=2),
+    "bf16": partial(train, dtype=torch.bfloat16),
+    "fp16": partial(train, dtype=torch.float16, loss_scale=256.0),
+    "norms": norms_of_all_orders,
+    "initialise again": initialise_again,
+    "evaluate": evaluate_and_train_again,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recomputed": {"use_checkpoint": True},
+    "zero 2": {"zero_level": 2},
+}
+# Each setting with the scenarios that it could make a difference to.
+PAIRS = [("plain", name) for name in SCENARIOS]
+PAIRS += [(setting, name) for setting in ("recomputed", "zero 2") for name in ("fp16", "evaluate")]
+
+
+def check_collectives() -> None:
+    rank, size = bmt.rank(), bmt.world_size()
+    x = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
+    results = {
+        "sum": ([3.0, 4.0], [1.0, 1.0]),
+        "avg": ([1.5, 2.0], [0.5, 0.5]),
+        "max": ([2.0, 2.0], [float(rank == 1), 1.0]),
+        "min": ([1.0, 2.0], [float(rank == 0), 1.0]),
+        "prod": ([2.0, 4.0], [2.0 / (1 + rank), 2.0]),
+    }
+    op: Any
+    for op, (value, gradient) in results.items():
+        reduced = bmt.distributed.all_reduce(x, op)
+        (found,) = torch.autograd.grad(reduced.sum(), x)
+        assert (reduced.tolist(), found.tolist()) == (value, gradient), op
+    gathered = bmt.distributed.all_gather(x)
+    assert gathered.tolist() == [[1.0, 2.0], [2.0, 2.0]]
+    (found,) = torch.autograd.grad((gathered * torch.tensor([[1.0], [10.0]])).sum(), x)
+    assert found.tolist() == [10.0**rank] * 2
+    sent = bmt.distributed.broadcast(x, 1)
+    assert sent.tolist() == [2.0, 2.0]
+    (found,) = torch.autograd.grad(sent.sum(), x)
+    assert found.tolist() == ([2.0, 2.0] if rank == 1 else [0.0, 0.0])
+    assert bmt.distributed.all_reduce(torch.tensor([5, 2]), "avg").tolist() == [5, 2]
+    assert bmt.distributed.all_gather(torch.tensor([rank == 0])).tolist() == [[True], [False]]
+    assert bmt.distributed.all_reduce(torch.tensor(4e4, dtype=torch.float16), "avg").item() == 4e4
+    assert bmt.distributed.all_reduce(torch.rand(3, 4).t() * 0 + rank).tolist() == [[1.0] * 3] * 4
+    assert bmt.gather_result(torch.arange(rank + 1)).tolist() == [0, 0, 1]
+    assert bmt.gather_result(torch.zeros(rank, 2)).shape == (size - 1, 2)
+    bmt.print_rank("printed once", rank=1)
+
+
+def check_overflow() -> None:
+    """An overflow on one process skips the step on all."""
+    model = build(torch.float16)
+    optimizer = bmt.optim.AdamOptimizer(model.parameters(), scale=128.0)
+    before = [bmt.current_engine().local(each).clone() for each in model.parameters()]
+    loss = model(batch(0)).float().square().mean() * (float("inf") if bmt.rank() == 1 else 1.0)
+    optimizer.loss_scale(loss).backward()
+    assert not bmt.optim_step(optimizer)
+    assert optimizer.scale == 64
+    for old, parameter in zip(before, model.parameters(), strict=True):
+        assert torch.equal(old, bmt.current_engine().local(parameter))
+
+
+def check_strayed_processes() -> None:
+    """Weights outside blocks are rank 0's, also if another process drew other ones."""
+    torch.manual_seed(bmt.rank())
+    model = Model()
+    optimizer = bmt.optim.AdamOptimizer(model.parameters())
+    model(batch(0)).square().mean().backward()
+    bmt.optim_step(optimizer)
+    for name in ("embedding.weight", "plain.weight", "plain.bias"):
+        first, second = bmt.distributed.all_gather(model.get_parameter(name).detach())
+        assert torch.equal(first, second), name
+
+
+def check_shards() -> None:
+    """Each process holds about half of the blocks' weights, gradients and optimizer states."""
+    model = build()
+    optimizer = bmt.optim.AdamOptimizer(model.parameters())
+    model(batch(0)).sum().backward()
+    bmt.optim_step(optimizer)
+    whole = held = 0
+    for parameter in model.encoder.layers.parameters():
+        whole += parameter.numel()
+        local = bmt.current_engine().local(parameter)
+        held += local.numel()
+        assert optimizer.state[parameter]["exp_avg"].shape == local.shape
+    both = bmt.distributed.all_gather(torch.tensor(held)).tolist()
+    assert sum(both) == whole
+    assert max(both) < 0.6 * whole
+
+
+def main(folder: Path) -> None:
+    bmt.init_distributed(seed=0)
+    found: dict[str, Any] = {"engine": bmt.current_engine().name, "world_size": bmt.world_size()}
+    for check in (check_collectives, check_overflow, check_strayed_processes, check_shards):
+        check()
+    for setting, name in PAIRS:
+        bmt.init_distributed(seed=0, **SETTINGS[setting])
+        found[f"{setting}: {name}"] = SCENARIOS[name]()
+    bmt.init_distributed(seed=0)
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        model = build(dtype)
+        bmt.load(model, folder / f"one {name}" / "model.pt")
+        found[f"loaded {name}"] = state_of(model)
+        found[f"resumed {name}"] = train(dtype=dtype, load_from=folder / f"one {name}", save_to=folder / f"two {name}")
+    if bmt.rank() == 0:
+        torch.save(found, folder / "found.pt")
+    bmt.current_engine().shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
