@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed.distributed_c10d import TCPStore
 
 from model_center import engine as bmt
 from model_center.engine import TorchEngine, current, current_engine, launch, use_engine
@@ -87,7 +86,7 @@ def test_a_world_size_or_rank_that_torchrun_did_not_give_is_told(
 ) -> None:
     """torchrun's own store is there already, so that only the roll call tells."""
     monkeypatch.setattr(launch, "JOIN_TIMEOUT", timedelta(seconds=1))
-    store = TCPStore("localhost", 0, is_master=True)
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True)  # type: ignore[attr-defined] # torch exports it
     store.set("model_center/0/rank 1", "1")
     if rank == 0:
         store.delete_key("model_center/0/rank 1")
