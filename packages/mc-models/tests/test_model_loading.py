@@ -245,6 +245,37 @@ def test_names_of_older_checkpoints(exported: Path) -> None:
     assert torch.equal(logits(Bert.from_pretrained(exported)), expected)
 
 
+def test_buffers_and_copies_of_published_checkpoints(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(**STACK)).eval()
+    gpt2.export_huggingface(tmp_path / "gpt2")
+
+    def as_published(state: State) -> State:
+        base = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+        return base | {"h.1.attn.bias": torch.ones(1, 1, 9, 9), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+
+    rewrite(tmp_path / "gpt2", as_published)
+    assert torch.equal(logits(GPT2.from_pretrained(tmp_path / "gpt2"))[..., :-1], logits(gpt2)[..., :-1])
+
+    directory = t5_with(tmp_path / "t5", {})
+    shared = load_file(directory / "model.safetensors")["shared.weight"]
+    copies = {f"{stack}.embed_tokens.weight": shared.clone() for stack in ("encoder", "decoder")}
+    bias = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.zeros(32, 2)}
+    rewrite(directory, lambda state: state | copies | bias)
+    assert torch.equal(T5.from_pretrained(directory).input_embedding.weight, shared)
+
+
+def test_two_names_for_the_same_tensor(exported: Path) -> None:
+    rewrite(exported, lambda state: state | {"pooler.dense.bias": torch.zeros(12)})
+    with pytest.raises(ValueError, match=r"1 unexpected in the checkpoint:\n  (bert\.)?pooler\.dense\.bias$"):
+        Bert.from_pretrained(exported)
+
+
+def test_configuration_of_another_family(exported: Path) -> None:
+    with pytest.raises(ValueError, match="`config` must be a BertConfig, but is a GPT2Config"):
+        Bert.from_pretrained(exported, GPT2Config(**STACK))
+
+
 def test_heads_may_be_absent_or_left_over_but_are_named(exported: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "model_center.model")
     expected = pooled(Bert.from_pretrained(exported))

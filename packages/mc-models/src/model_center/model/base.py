@@ -55,8 +55,14 @@ class BaseModel(Module):
     """The weight that an untied model has and a tied one takes from its input embedding."""
 
     def __init__(self, config: Config) -> None:
+        self._check_class(config)
         config.validate()
         self.config = config
+
+    @classmethod
+    def _check_class(cls, config: Config) -> None:
+        if not isinstance(config, cls.config_class):
+            raise ValueError(f"`config` must be a {cls.config_class.__name__}, but is a {type(config).__name__}")
 
     @classmethod
     def table(cls, config: Any) -> Table | None:  # noqa: ARG003 - families need it
@@ -113,12 +119,14 @@ class BaseModel(Module):
         source = resolve(
             name_or_dir, cls.config_class.repositories(), revision=revision, local_files_only=local_files_only
         )
-        options: Mapping[str, Any] = {}
+        options: Mapping[str, Any]
         if config is None:
             options, path = read_config(source)
             config = cls.config_class.from_raw(options, path)
-        elif (given := source.file(CONFIG_NAME)) is not None:
-            options = read_json(given)
+        else:
+            cls._check_class(config)
+            path_of_config = source.file(CONFIG_NAME)
+            options = {} if path_of_config is None else read_json(path_of_config)
         if dtype is not None:
             config = replace(config, dtype=dtype)
         stored = Stored(Checkpoint(source), options)

@@ -55,7 +55,6 @@ class Config(BlockOptions):
     """Transformers' names of activations -> ours, where they differ."""
     huggingface_fixed: ClassVar[Mapping[str, Any]] = {}
     """Fields of Transformers' configuration that change what is computed, and the only value that is supported."""
-
     huggingface_untied: ClassVar[Mapping[str, Any]] = {}
     """Our options for the output projection of their untied models, where those are not our defaults."""
     padding_ids: ClassVar[int] = 0
@@ -116,7 +115,7 @@ class Config(BlockOptions):
         Raises:
             ValueError: the first problem found, naming the field, the rule and the value.
         """
-        hints = _hints(type(self))
+        hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _has_type(value, hints[field.name]):
@@ -135,7 +134,7 @@ class Config(BlockOptions):
         Raises:
             ValueError: an unknown key, with the nearest valid one, or a value of the wrong type or range.
         """
-        hints = _hints(cls)
+        hints = get_type_hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
@@ -217,7 +216,10 @@ class Config(BlockOptions):
         for key, value in cls.huggingface_fixed.items():
             if raw.get(key, value) != value:
                 raise ValueError(f"{path}: `{key}` must be {value!r} for {cls.__name__}, but is {raw[key]!r}")
-        options = cls.from_huggingface(raw)
+        try:
+            options = cls.from_huggingface(raw)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
         if any(name.endswith("ForTokenClassification") for name in raw.get("architectures") or ()):
             options |= {"cls_head": raw.get("num_labels") or len(raw.get("id2label") or "01"), "proj_bias": True}
         return cls.from_dict(options, str(path))
@@ -293,10 +295,6 @@ class Config(BlockOptions):
 def is_huggingface(raw: Mapping[str, Any]) -> bool:
     """Whether the content of a `config.json` is Transformers': it names its model type, but not our format."""
     return "format_version" not in raw and ("model_type" in raw or "architectures" in raw)
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -14,11 +14,15 @@ class DecoderLM(ProjectionHead, StackModel):
     """A decoder. Its stack is called `encoder`, as in existing checkpoints."""
 
     config: StackConfig
-    causal = True
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
         self.add_head(config)
+
+    @property
+    def causal(self) -> bool:
+        """Always."""
+        return True
 
     def forward(  # type: ignore[override] # decoders have fewer documented arguments
         self,

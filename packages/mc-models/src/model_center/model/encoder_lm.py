@@ -76,7 +76,6 @@ class EncoderLM(StackModel):
     tied_output: ClassVar[str] = "lm_head.decoder.weight"
 
     def __init__(self, config: EncoderLMConfig) -> None:
-        self.causal = config.is_decoder
         super().__init__(config)
         self.token_type_embedding = build(
             Embedding, config, "emb_", vocab_size=config.type_size, embedding_size=config.dim_model
@@ -86,6 +85,11 @@ class EncoderLM(StackModel):
             self.lm_head = LMHead(config)
         else:
             self.cls_projection = build(Linear, config, "proj_", dim_in=config.dim_model, dim_out=config.cls_head)
+
+    @property
+    def causal(self) -> bool:
+        """Only if the configuration makes it a decoder."""
+        return self.config.is_decoder
 
     def add_token_types(self, hidden_states: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Adds the embeddings of segments; without `token_type_ids` all is segment 0."""

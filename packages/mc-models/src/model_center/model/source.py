@@ -11,7 +11,6 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -75,9 +74,7 @@ class HubRepository:
             )
         except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
             raise FileNotFoundError(f"cannot find {self.description}: {error}") from error
-        except LocalEntryNotFoundError:  # offline, and not in the cache
-            return None
-        except EntryNotFoundError:
+        except EntryNotFoundError:  # the repository does not have it, or offline it is not in the cache
             return None
         return Path(path)
 
@@ -100,7 +97,7 @@ def resolve(
     Raises:
         FileNotFoundError: `name_or_dir` is none of these; the message lists the nearest known identifiers.
     """
-    path, name = Path(name_or_dir), str(name_or_dir)
+    path, name = Path(name_or_dir).expanduser(), str(name_or_dir)
     if path.is_dir():
         return LocalDirectory(path)
     if path.is_file():

@@ -49,8 +49,6 @@ class StackModel(BaseModel):
     """Embeddings and one stack of layers, with whatever positions the configuration asks for."""
 
     config: StackConfig
-    causal: bool
-    """Whether positions see only themselves and earlier ones."""
 
     def __init__(self, config: StackConfig) -> None:
         super().__init__(config)
@@ -71,6 +69,11 @@ class StackModel(BaseModel):
         if config.pos_bias_type == "rotary":
             self.rotary_embedding = RotaryEmbedding(config.pos_rotary_dim or config.dim_head)
         self.encoder = build(Decoder if config.add_cross_attention else Encoder, config)
+
+    @property
+    def causal(self) -> bool:
+        """Whether positions see only themselves and earlier ones."""
+        raise NotImplementedError
 
     @property
     def looks_ahead(self) -> bool:
@@ -137,6 +140,7 @@ class StackModel(BaseModel):
         if self.config.position_size is not None:
             hidden_states = hidden_states + self.position_embedding(positions)
         hidden_states = self.add_token_types(hidden_states, token_type_ids)
+        # The norm over BERT's embeddings is the first layer's here, so that dropout comes before it, not after it.
         hidden_states = F.dropout(hidden_states, self.config.dropout_p, self.training)
         output = self.encoder(
             hidden_states,

@@ -71,7 +71,7 @@ class WeightImport:
             ValueError: names every missing, unexpected and mis-shaped tensor; the model is untouched then.
         """
         wanted = current_engine().state_shapes(self.model)
-        held = self._held()
+        held = dict(self._canonical())
         sources = self._sources(wanted, held)
         absent, missing = self._absent_heads(wanted, {name for row in sources for name in row.ours})
         loaded = {row: source for row, source in sources.items() if not self._is_in(row.ours[0], absent)}
@@ -92,12 +92,12 @@ class WeightImport:
                 batch.clear()
         current_engine().load_state_dict(self.model, batch)
 
-    def _held(self) -> dict[str, str]:
-        """Canonical name -> name in the checkpoint, for all tensors that mean something."""
+    def _canonical(self) -> list[tuple[str, str]]:
+        """Canonical name and name in the checkpoint, for all tensors that mean something."""
         if self.table is None:
-            return {name: name for name in self.checkpoint.names()}
-        held = {self.table.canonical(name): name for name in self.checkpoint.names()}
-        return {canonical: name for canonical, name in held.items() if not self.table.is_derived(canonical)}
+            return [(name, name) for name in self.checkpoint.names()]
+        pairs = [(self.table.canonical(name), name) for name in self.checkpoint.names()]
+        return [(canonical, name) for canonical, name in pairs if not self.table.is_derived(canonical)]
 
     def _sources(self, wanted: Mapping[str, torch.Size], held: Mapping[str, str]) -> dict[Row, str]:
         """The tensor that each row reads, for rows of tensors that this model has."""
@@ -135,7 +135,8 @@ class WeightImport:
                 continue
             unused = self._is_in(name, self.heads) if self.table is None else self.table.is_unused(canonical)
             (left_over if unused or canonical in head_names else unexpected).append(name)
-        return left_over, unexpected
+        names = {canonical: name for canonical, name in self._canonical() if held.get(canonical, name) != name}
+        return left_over, [*unexpected, *names.values()]  # the latter mean the same as a name that was taken
 
     def _check(
         self, row: Row, source: str, held: Mapping[str, str], wanted: Mapping[str, torch.Size], problems: Problems
