@@ -1,5 +1,6 @@
 """The `model-center` command: its options, their errors, and what is printed when a run has ended."""
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -24,12 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     parsed = parser.parse_args(arguments)
-    command, console = parsed.command, Console()
+    command = parsed.command
+    # Of several processes that torchrun started, the first one speaks.
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
     try:
         options = parser.instantiate(parsed)[command].as_dict()
         overwrite, _ = options.pop("overwrite"), options.pop("config")
         config = COMMANDS[command](**options)
         # PyTorch and Transformers take seconds to import, which --help need not wait for.
+        from model_center.engine import current_engine
+
         from .finetuning import prepare, train
         from .quickstart import quickstart_config
 
@@ -54,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for name, value in lines.items():
         console.print(f"{name:<14}{value}", highlight=False, soft_wrap=True)
+    current_engine().shutdown()
     return 0
 
 

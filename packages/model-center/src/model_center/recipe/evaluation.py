@@ -63,7 +63,7 @@ def evaluate(
         logits = model(batch)
         total_loss += loss_function(logits, batch["labels"])
         evaluator.add(loader.batch_indices, logits.argmax(dim=-1))
-    scores = evaluator.compute()
+    scores = evaluator.compute(engine.gather_result)
     measure = next(iter(scores))
     return EvaluationMetrics(
         step=step,

@@ -1,6 +1,5 @@
 """Fine-tuning of an encoder on a classification task: the reference training loop, readable from top to bottom."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from .metrics import EvaluationMetrics, JsonLines, Recorder, StepMetrics, Tensor
 from .optimization import loss_scale_for, make_optimizer, make_scheduler
 from .plot import Plot
 from .progress import show_progress
-from .run_directory import RunDirectory, check_output, open_run, replacing
+from .run_directory import RunDirectory, check_output, open_run
 
 PRECISIONS = {"half": engine.HALF, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -123,10 +122,15 @@ def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
         pooling=config.model.pooling,
         dropout=config.model.dropout,
     )
+    model = EncoderClassifier(encoder, head)
+    # All processes have made the same weights by now; their dropout should differ.
+    torch.manual_seed(config.seed + engine.rank())
+    # The first process writes the output directory as soon as it trains, so all must have seen it before.
+    engine.synchronize()
     return Job(
         config=config,
         overwrite=overwrite,
-        model=EncoderClassifier(encoder, head),
+        model=model,
         tokenizer=tokenizer,
         train_loader=make_loader(
             train_set,
@@ -145,7 +149,7 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
     Args:
         job: the model, the data and the configuration.
         console: where progress is shown; nowhere if not given.
-        recorders: told every step and evaluation, beside those that write the run directory.
+        recorders: told every step and evaluation, in every process, beside those that write the run directory.
     """
     config, model, total_steps = job.config, job.model, job.total_steps
     console = console or Console(quiet=True)
@@ -156,11 +160,11 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
     manager.add_optimizer(optimizer, scheduler)
     loss_function = engine.loss.FusedCrossEntropy()
     step = 0
-    with open_run(Path(config.output), config.to_yaml(), overwrite=job.overwrite) as run:
+    is_first = engine.rank() == 0
+    with open_run(Path(config.output), config.to_yaml(), overwrite=job.overwrite, is_writer=is_first) as run:
         result = Result(run)
-        writers = (JsonLines(run.metrics), TensorBoard(run.tensorboard), Plot(run.metrics, run.plot, job.title))
-        progress = show_progress(console, total_steps, config.log_every)
-        with recording(*writers, progress, *recorders) as record:
+        writers = run_recorders(run, job, console) if is_first else []
+        with recording(*writers, *recorders) as record:
             while step < total_steps:
                 model.train()
                 started = perf_counter()
@@ -191,18 +195,22 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
                 evaluation = evaluate(model, job.dev_loader, step=step, epoch=step / len(job.train_loader))
                 record(evaluation)
                 result.evaluations.append(evaluation)
-                save_checkpoints(job, result)
+                with run.new_last_checkpoint() as directory:
+                    save_classifier(model, job.tokenizer, directory)
+                if result.best is evaluation:
+                    run.keep_last_as_best()
         run.status["result"] = {"best": asdict(result.best), "last": asdict(result.last)}
     return result
 
 
-def save_checkpoints(job: Job, result: Result) -> None:
-    """Write the last checkpoint, and take it for the best one if it is."""
-    with replacing(result.run.checkpoint("last")) as directory:
-        save_classifier(job.model, job.tokenizer, directory)
-    if result.best is result.last:
-        with replacing(result.run.checkpoint("best")) as directory:
-            shutil.copytree(result.run.checkpoint("last"), directory, dirs_exist_ok=True)
+def run_recorders(run: RunDirectory, job: Job, console: Console) -> list[Recorder]:
+    """Return what writes the metrics into the run directory and shows them on the console."""
+    return [
+        JsonLines(run.metrics),
+        TensorBoard(run.tensorboard),
+        Plot(run.metrics, run.plot, job.title),
+        show_progress(console, job.total_steps, job.config.log_every),
+    ]
 
 
 def check_fit(encoder: EncoderLM, tokenizer: Any, config: FinetuneConfig) -> None:

@@ -54,13 +54,39 @@ class RunDirectory:
         return self.path / "plot.png"
 
     def checkpoint(self, name: Literal["best", "last"]) -> Path:
-        """Directory of the checkpoint with the best accuracy, or of the last one."""
+        """Directory of the checkpoint with the best score, or of the last one."""
         return self.path / "checkpoints" / name
+
+    @contextmanager
+    def new_last_checkpoint(self) -> Iterator[Path]:
+        """Fill a directory that takes the last checkpoint's place when it is complete."""
+        with replacing(self.checkpoint("last")) as directory:
+            yield directory
+
+    def keep_last_as_best(self) -> None:
+        """Let a copy of the last checkpoint take the best one's place."""
+        with replacing(self.checkpoint("best")) as directory:
+            shutil.copytree(self.checkpoint("last"), directory, dirs_exist_ok=True)
 
     def set_state(self, state: State, **details: Any) -> None:
         """Record the run's state, and whatever else is known about it, in status.json."""
         self.status |= {"state": state, "updated": _now()} | details
         write_atomically(status_file(self.path), json.dumps(self.status, indent=2) + "\n")
+
+
+class UnwrittenRun(RunDirectory):
+    """A run directory as all processes but the first have it: the same paths, and nothing is written."""
+
+    @contextmanager
+    def new_last_checkpoint(self) -> Iterator[Path]:
+        """Give the directory that the first process fills."""
+        yield self.checkpoint("last")
+
+    def keep_last_as_best(self) -> None:
+        """Leave it to the first process."""
+
+    def set_state(self, state: State, **details: Any) -> None:
+        """Leave it to the first process."""
 
 
 def status_file(path: Path) -> Path:
@@ -110,13 +136,14 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def open_run(path: Path, config: str, *, overwrite: bool = False) -> Iterator[RunDirectory]:
+def open_run(path: Path, config: str, *, overwrite: bool = False, is_writer: bool = True) -> Iterator[RunDirectory]:
     """Create a run directory, and record on leaving whether the run was finished, interrupted or failed.
 
     Args:
         path: the directory; an earlier run in it is deleted if `overwrite`.
         config: text of the resolved configuration.
         overwrite: replace an earlier run.
+        is_writer: whether this process writes; of several, one does.
 
     Yields:
         The directory, in state "running".
@@ -124,6 +151,9 @@ def open_run(path: Path, config: str, *, overwrite: bool = False) -> Iterator[Ru
     Raises:
         ValueError: as `check_output`.
     """
+    if not is_writer:
+        yield UnwrittenRun(path)
+        return
     check_output(path, overwrite=overwrite)
     path.mkdir(parents=True, exist_ok=True)
     run = RunDirectory(path)

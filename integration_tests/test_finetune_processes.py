@@ -1,0 +1,44 @@
+"""`model-center finetune` in two processes that torchrun starts, against one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_encoder import write_encoder, write_task
+
+from model_center.recipe import evaluate_checkpoint, read_metrics, read_status
+from model_center.recipe.cli import main
+
+
+def numbers(run: Path, kind: str, name: str) -> list[Any]:
+    return [record[name] for record in read_metrics(run / "metrics.jsonl") if record["kind"] == kind]
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """The same global batches, without dropout: the same losses, scores and checkpoint."""
+    model = write_encoder(tmp_path / "model", dropout_p=0.0, att_dropout_p=0.0)
+    data = write_task(tmp_path / "data", train=96, dev=31)  # an odd number: the processes' shares differ
+    inputs = ["--model.name", str(model), "--data.path", str(data), "--data.max_length", "32"]
+    options = ["finetune", *inputs, "--model.dropout", "0", "--optimizer.learning_rate", "3e-3", "--epochs", "2"]
+    assert main([*options, "--output", str(tmp_path / "one"), "--data.batch_size", "8"]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    more = ["--data.batch_size", "4", "--output", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*launch, "-m", "model_center.recipe", *options, *more],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dev accuracy") == 1
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert read_status(two)["state"] == "finished"
+    for kind, name in (("train", "loss"), ("train", "gradient_norm"), ("evaluation", "loss"), ("evaluation", "score")):
+        assert numbers(two, kind, name) == pytest.approx(numbers(one, kind, name), rel=1e-4), name
+    assert numbers(two, "evaluation", "samples") == [31, 31]
+    assert evaluate_checkpoint(two / "checkpoints" / "last", data).loss == pytest.approx(
+        numbers(two, "evaluation", "loss")[-1], rel=1e-4
+    )
