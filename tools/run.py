@@ -67,9 +67,8 @@ def synchronise(root: Path, environment: dict[str, str]) -> None:
         raise LockError("uv could not keep to uv.lock:\n" + "\n".join(problems))
 
 
-def prepare(root: Path) -> Path:
-    """Makes the environment if need be; returns its folder of commands."""
-    environment = uv_environment(root)
+def prepare(root: Path, environment: dict[str, str]) -> Path:
+    """Makes the environment if need be, with these variables for uv; returns its folder of commands."""
     stamp = root / ".venv" / ".synchronised"
     (root / ".uv").mkdir(exist_ok=True)
     with (root / ".uv" / "lock").open("w") as file:
@@ -90,7 +89,8 @@ def main() -> None:
         print(__doc__)
         return
     try:
-        commands = prepare(ROOT)
+        for_uv = uv_environment(ROOT)
+        commands = prepare(ROOT, for_uv)
     except (SetupError, LockError) as error:
         sys.exit(f"error: {error}")
     path = f"{commands}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -98,7 +98,8 @@ def main() -> None:
     if command is None:
         sys.exit(f"error: no command '{sys.argv[1]}' in {commands} or on the PATH")
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONHOME", "PYTHONPATH"}}
-    os.execve(command, [command, *sys.argv[2:]], environment | {"PATH": path, "VIRTUAL_ENV": str(commands.parent)})
+    environment |= for_uv | {"PATH": path, "VIRTUAL_ENV": str(commands.parent)}
+    os.execve(command, [command, *sys.argv[2:]], environment)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,11 @@ def test_run_hands_on_the_exit_status(checkout: Checkout) -> None:
     assert checkout.run("sh", "-c", "exit 7").returncode == 7
 
 
+def test_the_command_may_use_uv_as_the_environment_was_made(checkout: Checkout) -> None:
+    shown = checkout.run("sh", "-c", 'echo "$UV_DEFAULT_INDEX $PATH"', PIP_INDEX_URL="https://mirror.example/simple")
+    assert shown.stdout.startswith(f"https://mirror.example/simple {checkout.root}/.venv/bin:"), shown
+
+
 def test_a_uv_that_fails_is_an_error_and_leaves_the_lock_as_it_is(checkout: Checkout) -> None:
     checkout.replace_uv(STAND_IN + "echo no such registry >&2; exit 2\n")
     for _ in range(2):
