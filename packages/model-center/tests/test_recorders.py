@@ -11,7 +11,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model_center.recipe.metrics import EvaluationMetrics, JsonLines, StepMetrics, TensorBoard, read_metrics
-from model_center.recipe.plot import _trailing_mean, plot_run
+from model_center.recipe.plot import plot_run, trailing_mean
 from model_center.recipe.progress import LiveProgress, PlainProgress, show_progress
 
 
@@ -97,10 +97,10 @@ def test_plot_shows_other_numbers_differently(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
-def test_trailing_mean(window: int) -> None:
+def testtrailing_mean(window: int) -> None:
     values = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
     naive = [values[max(0, end - window) : end].mean() for end in range(1, len(values) + 1)]
-    np.testing.assert_allclose(_trailing_mean(values, window), naive)
+    np.testing.assert_allclose(trailing_mean(values, window), naive)
 
 
 def test_plain_lines_where_the_output_is_no_terminal() -> None:

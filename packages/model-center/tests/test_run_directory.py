@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model_center.recipe.run_directory import check_output, open_run, read_status, replacing, write_atomically
+from model_center.recipe.run_directory import check_output, open_run, read_status, replacing
 
 
 def state(path: Path) -> str:
@@ -137,10 +136,3 @@ def test_a_killed_process_leaves_a_readable_status_that_is_not_finished(tmp_path
         with open_run(run, "again", overwrite=True):
             pass
         assert state(run) == "finished"
-
-
-def test_a_file_written_atomically_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a.json", json.dumps([1]))
-    write_atomically(tmp_path / "a.json", json.dumps([2]))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
-    assert json.loads((tmp_path / "a.json").read_text()) == [2]

@@ -59,7 +59,7 @@ def plot_run(metrics: Path, picture: Path, title: str) -> None:
     loss_axes.plot(steps, losses, color=STEP if window > 1 else TREND, linewidth=0.9, label="training, each step")
     if window > 1:
         trend = f"training, mean of {window} steps"
-        loss_axes.plot(steps, _trailing_mean(losses, window), color=TREND, linewidth=2, label=trend)
+        loss_axes.plot(steps, trailing_mean(losses, window), color=TREND, linewidth=2, label=trend)
     _plot_evaluations(loss_axes, evaluations, "loss")
     loss_axes.margins(y=0.1)
     loss_axes.set(title="Cross-entropy loss", xlabel="step", ylim=(0, None))
@@ -95,7 +95,7 @@ def _column(records: list[dict[str, Any]], name: str) -> Values:
     return np.array([record[name] for record in records], dtype=float)
 
 
-def _trailing_mean(values: Values, window: int) -> Values:
+def trailing_mean(values: Values, window: int) -> Values:
     """Return the mean of each value and those before it, at most `window` of them."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)

@@ -4,7 +4,7 @@
     status.json        running, interrupted, failed or finished; "finished" is the last thing a run writes
     metrics.jsonl      one JSON object a line for every training step and every evaluation
     tensorboard/       the same as TensorBoard events
-    plot.png           loss and accuracy over the steps
+    plot.png           loss and score over the steps
     checkpoints/       best and last: encoder, classifier and tokenizer
 
 A killed process leaves "running" behind, so a directory counts as a whole run only when its status says finished.
@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
+
+from model_center.engine import atomic_write
 
 FORMAT_VERSION = 1
 State = Literal["running", "interrupted", "failed", "finished"]
@@ -50,7 +52,7 @@ class RunDirectory:
 
     @property
     def plot(self) -> Path:
-        """Loss and accuracy as a picture."""
+        """Loss and score as a picture."""
         return self.path / "plot.png"
 
     def checkpoint(self, name: Literal["best", "last"]) -> Path:
@@ -71,7 +73,7 @@ class RunDirectory:
     def set_state(self, state: State, **details: Any) -> None:
         """Record the run's state, and whatever else is known about it, in status.json."""
         self.status |= {"state": state, "updated": _now()} | details
-        write_atomically(status_file(self.path), json.dumps(self.status, indent=2) + "\n")
+        write_text(status_file(self.path), json.dumps(self.status, indent=2) + "\n")
 
 
 class UnwrittenRun(RunDirectory):
@@ -165,7 +167,7 @@ def open_run(path: Path, config: str, *, overwrite: bool = False, is_writer: boo
             shutil.rmtree(entry)
         elif entry != status_file(path):
             entry.unlink()
-    write_atomically(run.config, config)
+    write_text(run.config, config)
     try:
         yield run
     except KeyboardInterrupt:
@@ -177,14 +179,10 @@ def open_run(path: Path, config: str, *, overwrite: bool = False, is_writer: boo
     run.set_state("finished")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that readers, and survivors of a crash, see the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that readers, and survivors of a crash, see the old or the new text, never a part."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 @contextmanager
