@@ -23,7 +23,8 @@ def test_the_main_job_and_the_tests_come_first() -> None:
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert re.search(r'^run\(\) \{ python3 tools/run\.py "\$@"; \}$', script, re.MULTILINE)
-    assert re.search(r'^section "Tests" run pytest$', script, re.MULTILINE)
+    assert re.search(r"^tests\(\) \{ .*\brun pytest; \}$", script, re.MULTILINE)
+    assert re.search(r'^section "Tests" tests$', script, re.MULTILINE)
 
 
 def test_every_script_that_the_readme_runs_is_there() -> None:
