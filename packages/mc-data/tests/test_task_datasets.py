@@ -1,6 +1,7 @@
 """Items of every family, compared with what a reader of the task's texts would write down by hand."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,13 @@ def test_padding_by_batch_and_to_the_maximum() -> None:
     assert fixed[1]["index"].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
     assert torch.utils.data.default_collate([fixed[0], fixed[1]])["enc_input"].shape == (2, 20)
     assert fixed.collate([fixed[0]])["dec_input"].shape == (1, 8)
+
+
+def test_data_sets_travel_to_other_processes() -> None:
+    dataset = bertdataset.DATASET["COPA"](split(COPA), "train", 0, 1, ToyTokenizer())
+    again = pickle.loads(pickle.dumps(dataset))
+    assert plain(again[0]) == plain(dataset[0])
+    assert again.task == dataset.task
 
 
 def test_unlabelled_rows_have_no_label_entry(tmp_path: Path) -> None:

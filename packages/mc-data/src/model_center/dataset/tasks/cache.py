@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,19 +50,17 @@ def cache_folder() -> Path:
     return Path(folder) if folder else platformdirs.user_cache_path("model_center", appauthor=False) / "datasets"
 
 
-def cached(cache: bool | str | Path, identity: object, tokenizer: Any, build: Callable[[], Stored]) -> Stored:
+def cached(cache: str | Path | Literal[True], identity: object, tokenizer: Any, build: Callable[[], Stored]) -> Stored:
     """Load what was built before, or build and store it.
 
     A file that is damaged, or that cannot be written, costs only the time to build.
 
     Args:
-        cache: Whether to use files, or their folder.
+        cache: The folder of the files; True for the user's.
         identity: Everything the result depends on beside the tokenizer; its `repr` must say it all.
         tokenizer: The tokenizer.
         build: Makes the result.
     """
-    if cache is False:
-        return build()
     folder = cache_folder() if cache is True else Path(cache)
     key = repr((FORMAT, version("mc-data"), identity, fingerprint(tokenizer)))
     file = folder / f"{hashlib.blake2b(key.encode(), digest_size=20).hexdigest()}.rows"
@@ -100,7 +98,7 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _save(file: Path, stored: Stored) -> None:
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Any] = {}
     for name, column in stored.columns.items():
         if isinstance(column, Ragged):
             arrays |= {f"values/{name}": column.values, f"bounds/{name}": column.bounds}
@@ -109,7 +107,7 @@ def _save(file: Path, stored: Stored) -> None:
     texts = json.dumps({"answers": stored.answers, "groups": stored.groups})
     arrays["texts"] = np.frombuffer(texts.encode(), dtype=np.uint8)
     archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **arrays)
+    np.savez(archive, **arrays)
     content = archive.getvalue()
     file.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}.", delete=False) as temporary:

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -77,16 +77,14 @@ class TaskDataset(torch.utils.data.Dataset[Item]):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be positive, but is {getattr(self, name)}")
         source = find_source(self.path, self.task, self.split)
-        identity = (
-            self.family,
-            self.task,
-            getattr(self.task.unfold, "__qualname__", None),
-            self.split,
-            [getattr(self, name) for name in self.limits],
-            source.digest,
-        )
-        self._stored = cached(self.cache, identity, self.tokenizer, lambda: self._build(source))
+        self._stored = self._build(source) if self.cache is False else self._cached(self.cache, source)
         self._rows = np.arange(self.rank, len(self._stored.groups), self.world_size)
+
+    def _cached(self, cache: str | Path | Literal[True], source: Source) -> Stored:
+        unfold = getattr(self.task.unfold, "__qualname__", None)
+        limits = [getattr(self, name) for name in self.limits]
+        identity = (self.family, self.task, unfold, self.split, limits, source.digest)
+        return cached(cache, identity, self.tokenizer, lambda: self._build(source))
 
     def _build(self, source: Source) -> Stored:
         examples = self.variants(read_examples(source, self.task, self.split))

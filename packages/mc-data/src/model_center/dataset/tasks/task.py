@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from .template import MASK, Template
@@ -20,8 +19,6 @@ Label = str | int | bool
 
 METRICS = ("accuracy", "macro_f1", "binary_f1", "group_exact_match", "exact_match", "token_f1")
 """Names of the measures that `model_center.dataset.evaluation` knows."""
-
-_NO_PROMPTS: Mapping[str, Prompt] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Task:
     answers: str | None = None
     inputs: tuple[tuple[str, ...], ...] = ()
     prompt: Prompt | None = None
-    prompts: Mapping[str, Prompt] = field(default_factory=lambda: _NO_PROMPTS)
+    prompts: Mapping[str, Prompt] = field(default_factory=dict)
     flexible: str | None = None
     group: str | None = None
     swap_in_training: tuple[str, str] | None = None
