@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from model_center.layer import AttentionMask, KeyValueCache
-from model_center.model import BaseModelOutput, Bert, BertConfig, T5Config
+from model_center.model import BaseModelOutput, Bert, BertConfig, T5Config, families
 
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 # CPM always takes lengths.
@@ -162,6 +162,36 @@ def test_length_scale_divides_products(name: str) -> None:
     with torch.no_grad():
         logits = [row.call(model, IDS, LENGTH, return_logits=True) for model in (scaled, plain)]
     assert_close(logits[0], logits[1])
+
+
+@rows
+def test_dropout_is_for_training_only(row: Row) -> None:
+    for option in ("dropout_p", "att_dropout_p", "ffn_dropout_p"):
+        model = row.make(**{"dropout_p": 0.0, "ffn_dropout_p": 0.0, option: 0.4})
+        calm = [row.call(model, IDS, LENGTH).last_hidden_state for _ in range(2)]
+        assert torch.equal(*calm)
+        model.train()
+        wild = [row.call(model, IDS, LENGTH).last_hidden_state for _ in range(2)]
+        assert not torch.equal(*wild), option
+
+
+@rows
+def test_weights_start_as_configured(row: Row) -> None:
+    model_class = families[row.name.partition("-")[0]]
+    spreads = {"emb": 0.9, "att": 0.3, "ffn": 0.2, "proj": 0.7}
+    options = {f"{name}_init_std": std for name, std in spreads.items()} | {"norm_init_var": 1.5, "emb_init_mean": 2.0}
+    torch.manual_seed(0)
+    model: Any = model_class(model_class.config_class(**{**row.options, "dim_ff": 200, "tied": False, **options}))
+    parts = {
+        "emb": model.input_embedding.weight,
+        "att": model.encoder.layers[0].self_att.self_attention.project_q.weight,
+        "ffn": model.encoder.layers[1].ffn.ffn.w_out.weight,
+        "proj": model.lm_head.decoder.weight if row.name.startswith("bert") else model.output_projection.weight,
+    }
+    for name, weight in parts.items():
+        assert weight.std().item() == pytest.approx(spreads[name], rel=0.2), name
+    assert parts["emb"].mean().item() == pytest.approx(2.0, abs=0.2)
+    assert (model.encoder.output_layernorm.weight == 1.5).all()
 
 
 # Wrong input
