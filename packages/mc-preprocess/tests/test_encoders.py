@@ -85,7 +85,6 @@ def test_fast_tokenizers_add_nothing_and_cut_nothing(bert: Path) -> None:
     assert encoder.encode_batch(lines) == expected
     assert [encoder.encode(line) for line in lines] == expected
     copy = pickle.loads(pickle.dumps(encoder))
-    copy.initializer()
     assert copy.encode_batch(lines) == expected
 
 

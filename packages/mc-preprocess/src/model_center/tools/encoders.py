@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,18 +26,25 @@ class Encoder(Protocol):
         ...
 
 
-EncodeMany = Callable[[Sequence[str]], list[list[int]]]
+class ManyTexts:
+    """The fastest way a tokenizer has to encode many texts, without special tokens around them.
 
+    Of a fast tokenizer it keeps only the part in Rust, which workers can unpickle without importing Transformers.
+    """
 
-def many_encoder(tokenizer: Tokenizer) -> EncodeMany:
-    """Return the fastest way this tokenizer has to encode many texts, without special tokens around them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return lambda texts: [tokenizer.encode(text) for text in texts]
-    # Checkpoints may carry the lengths of their fine-tuning in tokenizer.json.
-    backend.no_truncation()
-    backend.no_padding()
-    return lambda texts: [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._tokenizer = tokenizer if self._backend is None else None
+        if self._backend is not None:
+            # Checkpoints may carry the lengths of their fine-tuning in tokenizer.json.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text."""
+        if self._tokenizer is not None:
+            return [self._tokenizer.encode(text) for text in texts]
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 @dataclass
@@ -49,47 +56,33 @@ class CausalLMEncoder:
         append_eod: Whether the tokenizer's `eod_id` ends each document.
         max_length: Longest piece a document is cut into, in tokens; None keeps it whole, as Megatron does.
         min_length: Shorter pieces, with the rest of their document, are dropped.
+        vocab_size: Every id is smaller than this.
+        provenance: What the manifest tells of this encoder.
     """
 
     tokenizer: Tokenizer | str
     append_eod: bool = True
     max_length: int | None = None
     min_length: int = 1
-    _loaded: Tokenizer = field(init=False, repr=False, compare=False)
-    _encode_many: EncodeMany = field(init=False, repr=False, compare=False)
+    vocab_size: int = field(init=False)
+    provenance: Mapping[str, Any] = field(init=False, repr=False)
+    _encode_many: ManyTexts = field(init=False, repr=False, compare=False)
+    _end: list[int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < max(1, self.min_length):
             raise ValueError(
                 f"`max_length` must be at least `min_length` ({self.min_length}) and 1, but is {self.max_length}"
             )
-        self.initializer()
-
-    def initializer(self) -> None:
-        """Load the tokenizer."""
-        if isinstance(self.tokenizer, str):
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, str):
             # Loading brings in Transformers, which takes a second that `--help` need not wait for.
             from model_center.tokenizer import load_tokenizer
 
-            self._loaded = load_tokenizer(self.tokenizer)
-        else:
-            self._loaded = self.tokenizer
-        self._encode_many = many_encoder(self._loaded)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    @property
-    def vocab_size(self) -> int:
-        """Every id is smaller than this."""
-        return len(self._loaded)
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """What the manifest tells of this encoder."""
-        tokenizer = self._loaded
-        options = {name: value for name, value in self.__getstate__().items() if name != "tokenizer"}
-        return {
+            tokenizer = load_tokenizer(tokenizer)
+        self.vocab_size = len(tokenizer)
+        options = {name: getattr(self, name) for name in ("append_eod", "max_length", "min_length")}
+        self.provenance = {
             "encoder": {"name": type(self).__name__, **options},
             "tokenizer": {
                 "name": tokenizer.name,
@@ -97,6 +90,11 @@ class CausalLMEncoder:
                 "vocab_size": self.vocab_size,
             },
         }
+        self._encode_many = ManyTexts(tokenizer)
+        self._end = [tokenizer.eod_id] if self.append_eod else []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"tokenizer": self.provenance["tokenizer"]["name"]}
 
     def encode(self, line: str) -> list[list[int]]:
         """Return the pieces of one line."""
@@ -104,15 +102,16 @@ class CausalLMEncoder:
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[list[int]]]:
         """Return the pieces of each line."""
-        end = [self._loaded.eod_id] if self.append_eod else []
-        return [self._pieces(ids + end) for ids in self._encode_many([self.clean(line) for line in lines])]
+        documents = [ids + self._end for ids in self._encode_many([self.clean(line) for line in lines])]
+        if self.max_length is None:
+            return [[ids] if len(ids) >= self.min_length else [] for ids in documents]
+        return [self._pieces(ids, self.max_length) for ids in documents]
 
     def clean(self, line: str) -> str:
         """Return the text that a line stands for."""
         return line
 
-    def _pieces(self, ids: list[int]) -> list[list[int]]:
-        length = self.max_length or max(1, len(ids))
+    def _pieces(self, ids: list[int], length: int) -> list[list[int]]:
         pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
         return [piece for piece in pieces if len(piece) >= self.min_length]
 

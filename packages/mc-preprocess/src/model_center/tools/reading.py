@@ -189,10 +189,11 @@ def _read_lines(part: Part, options: ReadOptions) -> Iterator[Batch]:
                 chunk += stream.readline()
             text, replaced = _decode(chunk, position, part, options)
             lines = text.removesuffix("\n").split("\n")
-            texts = [
-                _document(value.removesuffix("\r"), part, line + i, jsonl and options.field)
-                for i, value in enumerate(lines)
-            ]
+            if "\r" in text:
+                lines = [value.removesuffix("\r") for value in lines]
+            texts: list[str | None] = [None if not value or value.isspace() else value for value in lines]
+            if jsonl:
+                texts = [value and _document(value, part, line + i, options.field) for i, value in enumerate(texts)]
             yield Batch(texts, line, replaced)
             position += len(chunk)
             line += len(lines)
@@ -214,12 +215,8 @@ def _decode(chunk: bytes, position: int, part: Part, options: ReadOptions) -> tu
     return text, text.count("\ufffd") - chunk.count("\ufffd".encode())
 
 
-def _document(line: str, part: Part, number: int, field: str | Literal[False]) -> str | None:
-    """Return the text of one line, or None for a blank one."""
-    if not line or line.isspace():
-        return None
-    if field is False:
-        return line
+def _document(line: str, part: Part, number: int, field: str) -> str | None:
+    """Return the text of a line of JSON, or None where it is blank."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
