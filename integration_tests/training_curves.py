@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,20 @@ def share(batch: tuple[Batch, Tensor], rank: int, world_size: int, device: torch
     return {name: value[rows].to(device) for name, value in inputs.items()}, labels[rows].to(device)
 
 
-def train(family: str, dtype: str, steps: int = STEPS, offload: bool = False, checkpoint: Path | None = None) -> Curve:
-    """Trains under the current engine."""
+def train(
+    family: str,
+    dtype: str,
+    steps: int = STEPS,
+    *,
+    offload: bool = False,
+    start: Path | None = None,
+    checkpoint: Path | None = None,
+) -> Curve:
+    """Trains under the current engine, from the checkpoint `start` if given, and saves `checkpoint`."""
     engine = bmt.current_engine()
     model = build(family, dtype)
+    if start is not None:
+        bmt.load(model, start)
     optimizer_class = bmt.optim.AdamOffloadOptimizer if offload else bmt.optim.AdamOptimizer
     optimizer = optimizer_class(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     manager = bmt.optim.OptimManager(loss_scale=LOSS_SCALE[dtype])
@@ -158,6 +169,7 @@ class Job:
         steps: how far.
         options: further arguments of `init_distributed`.
         offload: whether the optimizer's state is kept by the host.
+        start: folder of the job whose checkpoints it starts from; by default from fresh weights.
     """
 
     folder: str
@@ -167,6 +179,7 @@ class Job:
     steps: int = STEPS
     options: Mapping[str, Any] = field(default_factory=dict)
     offload: bool = False
+    start: str | None = None
 
     def checkpoint(self, family: str, dtype: str) -> Path:
         """Where a model is saved after training."""
@@ -198,13 +211,12 @@ class Job:
         """What each process does."""
         engine: Any = self.engine
         bmt.init_distributed(seed=0, engine=engine, **self.options)
-        found = {
-            family: {
-                dtype: asdict(train(family, dtype, self.steps, self.offload, self.checkpoint(family, dtype)))
-                for dtype in self.dtypes
-            }
-            for family in self.families
-        }
+        found: dict[str, dict[str, Any]] = {family: {} for family in self.families}
+        for family, dtype in product(self.families, self.dtypes):
+            checkpoint = self.checkpoint(family, dtype)
+            start = None if self.start is None else Path(self.start) / checkpoint.name
+            curve = train(family, dtype, self.steps, offload=self.offload, start=start, checkpoint=checkpoint)
+            found[family][dtype] = asdict(curve)
         if bmt.rank() == 0:
             (Path(self.folder) / "curves.json").write_text(json.dumps(found))
         bmt.synchronize()
