@@ -132,6 +132,31 @@ def evaluate_and_train_again() -> dict[str, Any]:
     return {"scores": scores, "weights": state_of(model), "alone": alone}
 
 
+def train_frozen() -> dict[str, Any]:
+    """Blocks that are frozen, thawed and partly frozen between steps, and an optimizer that is stepped by itself."""
+    model = build()
+    optimizer = bmt.optim.AdamOptimizer(model.parameters(), lr=1e-2)
+    layers: Any = model.encoder.layers
+    for step in range(6):
+        if step % 2 == 0:
+            layers.requires_grad_(step == 2)
+        if step == 4:
+            layers[1].requires_grad_(True)
+        optimizer.zero_grad()
+        bmt.loss.FusedCrossEntropy()(model(batch(step)).flatten(0, 1), batch(step).flatten()).backward()
+        optimizer.step()
+    return {"weights": state_of(model)}
+
+
+def evaluate_8_bits() -> dict[str, Any]:
+    torch.manual_seed(5)
+    encoder = Encoder(2, 8, 7, 2, 5, int8=True)
+    weights = state_of(encoder)
+    with torch.no_grad():
+        output = encoder(torch.linspace(-1, 1, 48).view(2, 3, 8), None)
+    return {"output": output, "weights": weights}
+
+
 SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "adam": train,
     "offload": partial(train, bmt.optim.AdamOffloadOptimizer, weight_decay=0.1),
@@ -142,6 +167,8 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "norms": norms_of_all_orders,
     "initialise again": initialise_again,
     "evaluate": evaluate_and_train_again,
+    "frozen": train_frozen,
+    "8 bits": evaluate_8_bits,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -104,11 +104,14 @@ class AdamOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        engine = current_engine()
+        engine.before_update()
         work = [(group, bucket) for group in self.param_groups for bucket in _buckets(group["params"])]
         for bucket, gradients in zip(work, self._fetch([bucket for _, bucket in work]), strict=True):
             self._update(*bucket, gradients, scale)
         for group in self.param_groups:
             group["steps"] += 1
+        engine.after_update()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
