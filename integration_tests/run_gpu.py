@@ -3,8 +3,8 @@
     python3 integration_tests/run_gpu.py report.json --wheels .whl
 
 The machine has Python 3.12, PyTorch for its GPUs, Transformers and pytest. Our packages run from this checkout; other
-packages that are missing (bmtrain, jieba, jsonargparse, …) come as wheels in a folder. Arguments after `--` go to
-pytest, for instance `-- -k curves`.
+packages that are missing (bmtrain, jieba, jsonargparse, …) come as wheels in a folder. Options that are not named
+here go to pytest, for instance `-k curves`.
 """
 
 import argparse
@@ -63,15 +63,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("report", type=Path, help="the JSON file to write")
     parser.add_argument("--wheels", type=Path, help="folder of wheels of packages that are not installed here")
-    parser.add_argument("pytest", nargs="*", help="further arguments of pytest, after --")
-    options = parser.parse_args()
+    options, for_pytest = parser.parse_known_args()
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="model-center-") as temporary:
         use(make_site(Path(temporary) / "site", options.wheels))
         configuration = Path(temporary) / "pytest.ini"
         configuration.write_text(CONFIGURATION, encoding="utf-8")
         recorder = Recorder()
-        where = ["-c", str(configuration), f"--rootdir={ROOT}", "-m", "gpu", *options.pytest]
+        where = ["-c", str(configuration), f"--rootdir={ROOT}", "-m", "gpu", *for_pytest]
         code = pytest.main([*where, *map(str, gpu_tests())], plugins=[recorder])
         report = {
             "exit_code": int(code),

@@ -10,21 +10,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import bmtrain
 import torch
+from bmtrain.block_layer import Block
+from bmtrain.global_var import config as bmtrain_config
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
 from model_center.engine.initializer import Initializer
+from model_center.engine.launch import report_failures
 from model_center.engine.tensors import local_norm
-
-try:
-    import bmtrain
-    from bmtrain.block_layer import Block
-    from bmtrain.global_var import config as bmtrain_config
-except ImportError as error:
-    raise ImportError(
-        "BMTrain is not installed: `pip install bmtrain` has a ready wheel for Python 3.11 on Linux, and "
-        "`python3 tools/bmtrain_wheel.py` in a clone of ModelCenter builds one for other versions"
-    ) from error
 
 _ZERO_LEVELS = (2, 3)
 
@@ -143,6 +137,23 @@ class BMTrainEngine(Engine):
         """Lets the next gathering wait for parameters that are being changed."""
         bmtrain_config["load_stream"].wait_stream(torch.cuda.current_stream())
 
+    def part(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """`whole`, in a single process."""
+        self._refuse_several_processes()
+        return super().part(parameter, whole)
+
+    def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        """`part`, in a single process."""
+        self._refuse_several_processes()
+        return super().whole(parameter, part)
+
+    def _refuse_several_processes(self) -> None:
+        if self.world_size > 1:
+            raise ValueError(
+                "the state of an optimizer can be saved and loaded by one BMTrain process only, but there are "
+                f"{self.world_size}; the engine 'torch' saves it for any number of processes"
+            )
+
     def state_shapes(self, module: torch.nn.Module) -> dict[str, torch.Size]:
         """Names and whole shapes of parameters and persistent buffers."""
         shapes = {}
@@ -252,6 +263,7 @@ def _initialise(seed: int) -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"bmtrain\.")
     with _kept_process_settings():
         bmtrain.init_distributed(seed=seed)
+    report_failures()
 
 
 @contextlib.contextmanager

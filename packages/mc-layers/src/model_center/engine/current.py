@@ -130,7 +130,7 @@ def _bmtrain_engine(seed: int, use_checkpoint: bool | None, zero_level: int) -> 
     if find_spec("bmtrain") is None:
         raise ValueError(
             "the engine 'bmtrain' needs the package bmtrain, which is not installed: install mc-layers with its extra "
-            "\"bmtrain\", or use the engine 'torch'"
+            "\"bmtrain\" (tools/bmtrain_wheel.py builds a wheel where there is none), or use the engine 'torch'"
         )
     if not torch.cuda.is_available():
         raise ValueError("the engine 'bmtrain' needs a GPU, but PyTorch finds none here; use the engine 'torch'")

@@ -91,7 +91,7 @@ def join(place: Place, device: torch.device) -> None:
             f"`RANK` and `WORLD_SIZE` must be those of torch.distributed, {dist.get_rank()} of {dist.get_world_size()},"
             f" which has been started already, but are {place.rank} of {place.world_size}"
         )
-    _report_failures()
+    report_failures()  # after PyTorch has put a hook of its own there
 
 
 def _meet(place: Place) -> Store:
@@ -125,7 +125,7 @@ def _meet(place: Place) -> Store:
     return store
 
 
-def _report_failures() -> None:
+def report_failures() -> None:
     """Lets torchrun tell the error that came first, rather than "process exited with code 1".
 
     It reads it from a file that it names in the environment; without torchrun nothing changes.
