@@ -16,7 +16,7 @@ from model_center.model import Bert
 from model_center.recipe import evaluate_checkpoint, read_metrics, read_status
 from model_center.recipe.cli import main
 
-LEARNS = ["--data.max_length", "32", "--data.batch_size", "8", "--optimizer.learning_rate", "1e-2"]
+LEARNS = ["--data.max_length", "32", "--data.batch_size", "8", "--optimizer.learning_rate", "5e-3"]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model`, `data` and the directory `run` of a whole run."""
     folder = tmp_path_factory.mktemp("finetune")
     write_encoder(folder / "model")
-    write_task(folder / "data")
+    write_task(folder / "data", train=192)
     assert finetune(folder, "run", "--epochs", "4") == 0
     return folder
 
@@ -65,13 +65,13 @@ def same(first: Path, second: Path) -> bool:
 
 def test_metrics_of_every_step_and_epoch(folder: Path) -> None:
     steps, evaluations = records(folder / "run", "train"), records(folder / "run", "evaluation")
-    assert [record["step"] for record in steps] == list(range(1, 49))
-    assert [record["epoch"] for record in steps][11::12] == [1.0, 2.0, 3.0, 4.0]
-    assert [record["step"] for record in evaluations] == [12, 24, 36, 48]
-    assert max(record["learning_rate"] for record in steps) == pytest.approx(1e-2)
+    assert [record["step"] for record in steps] == list(range(1, 97))
+    assert [record["epoch"] for record in steps][23::24] == [1.0, 2.0, 3.0, 4.0]
+    assert [record["step"] for record in evaluations] == [24, 48, 72, 96]
+    assert max(record["learning_rate"] for record in steps) == pytest.approx(5e-3)
     assert all(record["gradient_norm"] > 0 and record["samples_per_second"] > 0 for record in steps)
     losses = [record["loss"] for record in steps]
-    assert np.mean(losses[-12:]) < 0.5 * np.mean(losses[:12])
+    assert np.mean(losses[-24:]) < 0.5 * np.mean(losses[:24])
     last = evaluations[-1]
     assert last["score"] == last["scores"]["accuracy"] >= 0.9
     assert (last["measure"], last["baseline"], last["samples"]) == ("accuracy", 0.5, 32)
@@ -106,7 +106,7 @@ def test_checkpoints_reload_for_evaluation(folder: Path, name: str) -> None:
     found = evaluate_checkpoint(run / "checkpoints" / name, folder / "data", batch_size=5)
     assert found.scores == expected["scores"]
     assert found.loss == pytest.approx(expected["loss"], rel=1e-5)
-    assert evaluate_checkpoint(run / "checkpoints" / name, folder / "data", split="train").samples == 96
+    assert evaluate_checkpoint(run / "checkpoints" / name, folder / "data", split="train").samples == 192
     Bert.from_pretrained(run / "checkpoints" / name)
 
 
