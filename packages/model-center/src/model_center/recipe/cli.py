@@ -1,9 +1,11 @@
-"""The `model-center` command: its options, their errors, and what is printed when a run has ended."""
+"""The `model-center` command: its sub-commands, their options and errors."""
 
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
 from os import PathLike
 from typing import Any, NoReturn
 
@@ -11,10 +13,34 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
 from . import __version__
+from .commands import USER_ERROR, UserError, say_interrupted
 from .configuration import FinetuneConfig, QuickstartConfig, nearest
 
-COMMANDS = {"finetune": FinetuneConfig, "quickstart": QuickstartConfig}
-USER_ERROR, INTERRUPTED = 2, 130
+
+@dataclass(frozen=True)
+class Command:
+    """One sub-command.
+
+    Attributes:
+        options: The dataclass whose fields are its options; their docstrings are the help.
+        run: What does it, as `module:function` of this package, so that `--help` need not wait for PyTorch. It is
+            called with the options, a console and the flags by name, and returns the exit code. What the user can mend
+            it raises as `UserError` (see `commands.preparing`); other errors end in a traceback.
+        flags: Options that are not part of the dataclass, as keyword arguments of `add_argument`.
+        positional: Fields of the dataclass that are given by position, as keyword arguments of `add_argument`.
+    """
+
+    options: type[Any]
+    run: str
+    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    positional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+OVERWRITE = {"overwrite": {"action": "store_true", "help": "Delete an earlier run in the output directory."}}
+COMMANDS = {
+    "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE),
+    "quickstart": Command(QuickstartConfig, "quickstart:run", OVERWRITE),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,42 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     parsed = parser.parse_args(arguments)
-    command = parsed.command
+    command = COMMANDS[parsed.command]
     # Of several processes that torchrun started, the first one speaks.
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     try:
-        options = parser.instantiate(parsed)[command].as_dict()
-        overwrite, _ = options.pop("overwrite"), options.pop("config")
-        config = COMMANDS[command](**options)
-        # PyTorch and Transformers take seconds to import, which --help need not wait for.
-        from model_center.engine import current_engine
-
-        from .finetuning import prepare, train
-        from .quickstart import quickstart_config
-
-        if isinstance(config, QuickstartConfig):
-            config = quickstart_config(config)
-        with console.status("Loading model and data"):
-            job = prepare(config, overwrite=overwrite)
-    except (ValueError, OSError, ImportError) as error:
-        fail(f"model-center {command}", str(error))
-    except KeyboardInterrupt:
-        return _interrupted(" before anything was written")
+        options = parser.instantiate(parsed)[parsed.command].as_dict()
+        del options["config"]
+        flags = {name: options.pop(name) for name in command.flags}
+        config = command.options(**options)
+    except ValueError as error:
+        fail(f"model-center {parsed.command}", str(error))
+    module, _, function = command.run.partition(":")
     try:
-        result = train(job, console=console)
-    except KeyboardInterrupt:
-        return _interrupted(f"; {job.config.output} holds the metrics and checkpoints so far")
-    best, run = result.best, result.run
-    baseline = f"always the majority class: {best.baseline:.1%}"
-    lines = {
-        f"dev {best.measure}": f"{best.score:.1%} after epoch {best.epoch:.3g} ({baseline})",
-        "plot": run.plot,
-        "checkpoint": run.checkpoint("best"),
-    }
-    for name, value in lines.items():
-        console.print(f"{name:<14}{value}", highlight=False, soft_wrap=True)
-    current_engine().shutdown()
-    return 0
+        run = getattr(import_module(f".{module}", __package__), function)
+        exit_code: int = run(config, console, **flags)
+    except UserError as error:
+        fail(f"model-center {parsed.command}", str(error))
+    except KeyboardInterrupt as interrupt:
+        exit_code = say_interrupted(str(interrupt) or "interrupted")
+    return exit_code
 
 
 def build_parser() -> ArgumentParser:
@@ -68,13 +77,17 @@ def build_parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog="model-center", description="Train language models.", version=__version__)
     commands = parser.add_subcommands(dest="command", required=True)
-    for command, config_class in COMMANDS.items():
-        usage = f"model-center {command} [--config FILE] [--option VALUE ...]"
-        options = Parser(usage=usage, description=config_class.__doc__)
+    for name, command in COMMANDS.items():
+        places = [f"{place.upper()}{' ...' * ('nargs' in how)}" for place, how in command.positional.items()]
+        words = " ".join([name, *places, "[--config FILE] [--option VALUE ...]"])
+        options = Parser(usage=f"model-center {words}", description=command.options.__doc__)
         options.add_argument("--config", action="config", help="YAML file with any of the options below.")
-        options.add_argument("--overwrite", action="store_true", help="Delete an earlier run in the output directory.")
-        options.add_class_arguments(config_class)
-        commands.add_subcommand(command, options, help=(config_class.__doc__ or "").splitlines()[0])
+        for flag, how in command.flags.items():
+            options.add_argument(f"--{flag}", **how)
+        for place, how in command.positional.items():
+            options.add_argument(place, **how)
+        options.add_class_arguments(command.options, skip=set(command.positional))
+        commands.add_subcommand(name, options, help=(command.options.__doc__ or "").splitlines()[0])
     return parser
 
 
@@ -129,8 +142,3 @@ def fail(program: str, message: str) -> NoReturn:
     """Print one error message and exit with code 2."""
     sys.stderr.write(f"{program}: error: {message.strip()}\n")
     raise SystemExit(USER_ERROR)
-
-
-def _interrupted(state: str) -> int:
-    sys.stderr.write(f"interrupted{state}\n")
-    return INTERRUPTED

@@ -16,6 +16,7 @@ from model_center.model.encoder_lm import EncoderLM
 from model_center.tokenizer import load_tokenizer
 
 from .classifier import EncoderClassifier, HeadConfig, load_encoder, save_classifier
+from .commands import OK, preparing, print_lines, say_interrupted
 from .configuration import FinetuneConfig, require
 from .evaluation import evaluate, make_loader, read_split
 from .metrics import EvaluationMetrics, JsonLines, Recorder, StepMetrics, TensorBoard, recording
@@ -78,6 +79,30 @@ class Result:
     def best(self) -> EvaluationMetrics:
         """The first evaluation with the highest score."""
         return max(self.evaluations, key=lambda evaluation: evaluation.score)
+
+
+def run(config: FinetuneConfig, console: Console, *, overwrite: bool) -> int:
+    """Fine-tune as `model-center finetune` does, and print what came out.
+
+    Returns:
+        The exit code.
+    """
+    with preparing(console, "Loading model and data"):
+        job = prepare(config, overwrite=overwrite)
+    try:
+        result = train(job, console=console)
+    except KeyboardInterrupt:
+        return say_interrupted(f"interrupted; {job.config.output} holds the metrics and checkpoints so far")
+    best, run = result.best, result.run
+    baseline = f"always the majority class: {best.baseline:.1%}"
+    lines = {
+        f"dev {best.measure}": f"{best.score:.1%} after epoch {best.epoch:.3g} ({baseline})",
+        "plot": run.plot,
+        "checkpoint": run.checkpoint("best"),
+    }
+    print_lines(console, lines)
+    engine.current_engine().shutdown()
+    return OK
 
 
 def finetune(config: FinetuneConfig, *, overwrite: bool = False, recorders: Sequence[Recorder] = ()) -> Result:

