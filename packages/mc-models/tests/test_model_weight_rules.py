@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model_center.model.operations import Duplicate, Operation, PadRows, Scale, Split, Transpose
 from model_center.model.rules import Rule, expand
-from model_center.model.transfer import exported
+from model_center.model.transfer import Exported
 
 FROZEN: dict[str, list[str]] = json.loads((Path(__file__).parent / "frozen_names.json").read_text(encoding="utf-8"))
 
@@ -99,7 +99,7 @@ def test_every_tensor_has_a_rule(row: Row) -> None:
 def test_tensors_that_the_other_side_cannot_hold(tmp_path: Path) -> None:
     by_name = {row.name: row for row in ROWS}
     with pytest.raises(ValueError, match="no place for these tensors: more"):
-        list(exported({"more": torch.zeros(1)}, [], str))
+        Exported({"more": torch.zeros(1)}, [], str)
     with pytest.raises(
         ValueError, match=r"cannot export encoder\.layers\.0\.self_att\.layernorm_before_attention\.weight and"
     ):

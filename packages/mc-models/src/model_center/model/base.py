@@ -13,7 +13,7 @@ from model_center.model.checkpoint import MAX_FILE_BYTES, Checkpoint, write_chec
 from model_center.model.config import Config, is_huggingface
 from model_center.model.rules import Rule, Table, expand
 from model_center.model.source import CONFIG_NAME, read_config, read_json, resolve
-from model_center.model.transfer import WeightImport, exported
+from model_center.model.transfer import Exported, WeightImport
 
 ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
@@ -157,7 +157,7 @@ class BaseModel(Module):
         """
         state = current_engine().state_dict(self)
         if rank() == 0:
-            write_checkpoint(directory, self.config.to_dict(), state.items(), max_file_bytes)
+            write_checkpoint(directory, self.config.to_dict(), state, max_file_bytes)
         synchronize()
 
     def export_huggingface(self, directory: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
@@ -180,6 +180,6 @@ class BaseModel(Module):
         state = current_engine().state_dict(self)
         if rank() == 0:
             config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-            tensors = exported(state, expand(table.rules, self.config.depths), table.exported)
+            tensors = Exported(state, expand(table.rules, self.config.depths), table.exported)
             write_checkpoint(directory, config, tensors, max_file_bytes)
         synchronize()

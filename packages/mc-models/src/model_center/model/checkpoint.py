@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from model_center.model.safetensors_writer import SafetensorsWriter
 from model_center.model.source import CONFIG_NAME, Source, read_json
 
 # In the order in which they are looked for. A name with ".index.json" lists the files over which tensors are spread.
@@ -157,7 +157,7 @@ def _open(path: Path) -> TensorFile:
 def write_checkpoint(
     directory: str | Path,
     config: Mapping[str, Any],
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Mapping[str, Tensor],
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
     """Writes `config.json` and the tensors as safetensors files, so that a directory never looks finished but is not.
@@ -168,7 +168,7 @@ def write_checkpoint(
     Args:
         directory: where to write.
         config: the content of `config.json`.
-        tensors: names and tensors; only those of one file are held at a time.
+        tensors: tensors by name, asked for one after the other; a mapping may make each when it is asked for.
         max_file_bytes: a file is closed when the next tensor would make it larger; several files get an index.
     """
     target = Path(directory)
@@ -208,24 +208,23 @@ def _scratch_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_file_bytes: int, series: str) -> None:
+def _write_tensors(directory: Path, tensors: Mapping[str, Tensor], max_file_bytes: int, series: str) -> None:
     parts: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    total = 0
-
-    def flush() -> None:
-        save_file(pending, directory / f"part-{len(parts)}", metadata={"format": "pt"})
-        parts.append(list(pending))
-        pending.clear()
-
-    for name, tensor in tensors:
-        size = sum(other.nbytes for other in pending.values()) + tensor.nbytes
-        if pending and size > max_file_bytes:
-            flush()
-        # A copy where memory is shared: safetensors writes each tensor's own bytes and rejects views.
-        pending[name] = tensor.detach().cpu().contiguous().clone()
-        total += tensor.nbytes
-    flush()
+    remaining, total = iter(tensors), 0
+    name = next(remaining, None)
+    while name is not None or not parts:
+        held: list[str] = []
+        with SafetensorsWriter(directory / f"part-{len(parts)}", tensors) as file:
+            while name is not None:
+                tensor = tensors[name]
+                if held and file.data_bytes + tensor.nbytes > max_file_bytes:
+                    break
+                file.add(name, tensor)
+                del tensor
+                held.append(name)
+                name = next(remaining, None)
+        parts.append(held)
+        total += file.data_bytes
     if len(parts) == 1:
         (directory / "part-0").rename(directory / "model.safetensors")
         return

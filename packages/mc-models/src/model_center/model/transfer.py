@@ -171,10 +171,8 @@ class WeightImport:
         return name.partition(".")[0] in heads
 
 
-def exported(
-    state: Mapping[str, Tensor], rows: Sequence[Row], rename: Callable[[str], str]
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model under the other side's names.
+class Exported(Mapping[str, Tensor]):
+    """The tensors of a model under the other side's names, each made when it is asked for.
 
     Args:
         state: our tensors by name.
@@ -182,17 +180,30 @@ def exported(
         rename: what turns a row's name into the one that is written.
 
     Raises:
-        ValueError: tensors that no rule explains, or that the other side cannot express.
+        ValueError: there are tensors that no rule explains; or, when it is asked for, one that the other side cannot
+            express.
     """
-    usable = [row for row in rows if all(name in state for name in row.ours)]
-    covered = {name for row in usable for name in row.ours}
-    if unexplained := [name for name in state if name not in covered]:
-        raise ValueError(f"the other side has no place for these tensors: {', '.join(unexplained)}")
-    for row in usable:
-        tensors = [state[name] for name in row.ours]
+
+    def __init__(self, state: Mapping[str, Tensor], rows: Sequence[Row], rename: Callable[[str], str]) -> None:
+        usable = [row for row in rows if all(name in state for name in row.ours)]
+        covered = {name for row in usable for name in row.ours}
+        if unexplained := [name for name in state if name not in covered]:
+            raise ValueError(f"the other side has no place for these tensors: {', '.join(unexplained)}")
+        self._state = state
+        self._rows = {rename(row.theirs[0]): row for row in usable}
+
+    def __getitem__(self, name: str) -> Tensor:
+        row = self._rows[name]
+        tensors = [self._state[name] for name in row.ours]
         try:
             for operation in reversed(row.operations):
                 tensors = operation.to_theirs(tensors)
         except ValueError as error:
             raise ValueError(f"cannot export {' and '.join(row.ours)}: {error}") from error
-        yield rename(row.theirs[0]), tensors[0]
+        return tensors[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
