@@ -1,7 +1,7 @@
 """The one place where attention is computed; callers never choose a kernel.
 
 `attend` takes PyTorch's fused kernels whenever they compute the same function, and `attend_reference`, which writes
-every step out, otherwise.
+every step out, otherwise. `attend_packed` does the same for sequences of any lengths without padding between them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
-from model_center.layer.attention_mask import ScoreMask
+from model_center.layer.attention_mask import AttentionMask, ScoreMask
 
 _LOG_SMALLEST_FLOAT64 = math.log(5e-324)
 
@@ -38,6 +39,28 @@ class Scoring:
     def masks_completely(self) -> bool:
         """Whether a score of `mask_value` has no weight after the softmax, so that a boolean mask does the same."""
         return self.mask_value < _LOG_SMALLEST_FLOAT64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packing:
+    """Where sequences lie that follow one another without padding; queries attend their own sequence only.
+
+    Attributes:
+        cumulative: int32 of shape (sequences + 1,): sequence i consists of the tokens from `cumulative[i]` to
+            `cumulative[i + 1]`. It begins with 0 and ends with the number of tokens; sequences may be empty.
+        longest: Length of the longest sequence, or more, known without asking the device.
+        is_causal: A query sees its own and earlier positions only.
+    """
+
+    cumulative: Tensor
+    longest: int
+    is_causal: bool = False
+
+    def slots(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Return the sequence of each token and its position in that; integers of shape (tokens,)."""
+        numbers = torch.arange(tokens, device=self.cumulative.device, dtype=self.cumulative.dtype)
+        sequence = torch.searchsorted(self.cumulative, numbers, right=True) - 1
+        return sequence, numbers - self.cumulative[sequence]
 
 
 def attend(
@@ -92,6 +115,59 @@ def attend(
     if mask.attends is not None:
         output = output.masked_fill(~mask.attends, 0.0)
     return output, None
+
+
+def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scoring: Scoring) -> Tensor:
+    """Compute what `attend` computes, sequence by sequence, for sequences packed without padding.
+
+    Args:
+        query: Shape (tokens, num_heads, dim_head).
+        key: Shape (tokens, num_heads_kv, dim_head).
+        value: Shape of `key`.
+        packing: Where sequences begin and end.
+        scoring: Scale, bias and dropout; a bias has len_q = len_k = `packing.longest` and no batch dimension.
+
+    Returns:
+        Shape (tokens, num_heads, dim_head).
+    """
+    if not _takes_varlen(query, scoring):
+        return attend_packed_reference(query, key, value, packing, scoring)
+    if query.shape[1] != key.shape[1]:
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    limits = (packing.cumulative, packing.cumulative, packing.longest, packing.longest)
+    window = (-1, 0) if packing.is_causal else (-1, -1)
+    output = varlen_attn(query, key, value, *limits, scale=scoring.scale, window_size=window)
+    assert isinstance(output, Tensor)
+    return output
+
+
+def _takes_varlen(query: Tensor, scoring: Scoring) -> bool:
+    """Whether PyTorch's kernel for packed sequences computes this."""
+    return (
+        query.is_cuda
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and scoring.bias is None
+        and scoring.dropout_p == 0.0
+        and scoring.masks_completely
+    )
+
+
+def attend_packed_reference(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scoring: Scoring) -> Tensor:
+    """Put padding between the sequences and call `attend`; arguments and result are those of `attend_packed`."""
+    sequence, position = packing.slots(query.shape[0])
+    count, longest = packing.cumulative.shape[0] - 1, packing.longest
+
+    def padded(x: Tensor) -> Tensor:
+        room = x.new_zeros(count, longest, *x.shape[1:])
+        return room.index_put((sequence, position), x).transpose(1, 2)
+
+    mask = AttentionMask(causal=packing.is_causal, lengths=packing.cumulative.diff())
+    score_mask = mask.resolve(longest, longest, query.device)
+    output, _ = attend(padded(query), padded(key), padded(value), score_mask, scoring)
+    return output[sequence, :, position]
 
 
 def attend_reference(
