@@ -97,7 +97,8 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
                 attention is allowed, or None if nothing is masked. With a cache, len_k counts cached positions too.
             position_bias: With `pos_bias_type="relative"` a tensor of shape (num_heads, len_q, len_k) or
                 (1 or batch, num_heads, len_q, len_k), or None. (The document prints the latter with len_k and len_q
-                exchanged.) With `rotary` a `RotaryEmbedding`, or its `positions(…)`.
+                exchanged.) Faster: `RelativePositionEmbedding.by_distance`, (num_heads, len_q + len_k - 1). With
+                `rotary` a `RotaryEmbedding`, or its `positions(…)`.
             head_mask: *Added.* Factor of each head, shape (num_heads,).
             cache: *Added.* Earlier keys and values; new ones are stored in it.
             output_attentions: *Added.* Return the attention probabilities as well.
@@ -111,10 +112,11 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
         h_q, h_k, h_v = self._project(query, key_value, position_bias, query_offset, cache)
         len_k = h_k.shape[2]
         bias = position_bias if isinstance(position_bias, Tensor) else None
-        if bias is not None and tuple(bias.shape[-3:]) != (self.num_heads, len_q, len_k):
+        dense, by_distance = (self.num_heads, len_q, len_k), (self.num_heads, len_q + len_k - 1)
+        if bias is not None and tuple(bias.shape[-3:]) not in (dense, by_distance):
             raise ValueError(
-                f"`position_bias` must have shape (num_heads, len_q, len_k) = {(self.num_heads, len_q, len_k)}, "
-                f"or that with a batch dimension in front, but has {tuple(bias.shape)}"
+                f"`position_bias` must have shape (num_heads, len_q, len_k) = {dense}, or that with a batch dimension "
+                f"in front, or (num_heads, len_q + len_k - 1) = {by_distance}, but has {tuple(bias.shape)}"
             )
         mask = resolve_mask(mask, batch=batch, len_q=len_q, len_k=len_k, query_offset=query_offset, device=query.device)
         scoring = Scoring(

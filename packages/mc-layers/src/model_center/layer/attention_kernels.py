@@ -7,7 +7,7 @@ every step out, otherwise. `attend_packed` does the same for sequences of any le
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,11 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from model_center.layer.attention_mask import AttentionMask, ScoreMask
+from model_center.layer.kernels.requirements import fused_kernels_take
+from model_center.layer.position import dense_bias
 
+_FEWEST_QUERIES = 16
+"""With fewer queries than that, as in decoding, a bias written out is small and the fused kernels have no work."""
 _LOG_SMALLEST_FLOAT64 = math.log(5e-324)
 
 
@@ -24,7 +28,8 @@ class Scoring:
     """How products of queries and keys become attention probabilities.
 
     Attributes:
-        bias: Added to the scores; shape (num_heads, len_q, len_k) or (1 or batch, num_heads, len_q, len_k).
+        bias: Added to the scores; shape (num_heads, len_q, len_k) or (1 or batch, num_heads, len_q, len_k), or
+            (num_heads, len_q + len_k - 1) as `RelativePositionEmbedding.by_distance` gives it.
         scale: Factor of the products.
         mask_value: Score of masked positions before the softmax.
         dropout_p: Probability of dropping an attention probability.
@@ -39,6 +44,34 @@ class Scoring:
     def masks_completely(self) -> bool:
         """Whether a score of `mask_value` has no weight after the softmax, so that a boolean mask does the same."""
         return self.mask_value < _LOG_SMALLEST_FLOAT64
+
+    @property
+    def has_bias_by_distance(self) -> bool:
+        """Whether the bias depends on the distance of query and key only and is given that way."""
+        return self.bias is not None and self.bias.dim() == 2
+
+    def written_out(self, len_k: int) -> Scoring:
+        """Return this with a bias for each query and key."""
+        if self.bias is None or not self.has_bias_by_distance:
+            return self
+        return replace(self, bias=dense_bias(self.bias, len_k))
+
+
+def shared_bias(by_distance: Tensor, hidden_states: Tensor, len_k: int, dim_head: int) -> Tensor:
+    """Prepare a bias for all layers of a stack.
+
+    Args:
+        by_distance: Shape (num_heads, len_q + len_k - 1).
+        hidden_states: The stack's input, shape (batch, len_q, dim_model).
+        len_k: Number of keys.
+        dim_head: Size of each head.
+
+    Returns:
+        `by_distance` where kernels take it, otherwise the bias written out once, (num_heads, len_q, len_k).
+    """
+    if hidden_states.shape[-2] >= _FEWEST_QUERIES and fused_kernels_take(hidden_states, dim_head):
+        return by_distance
+    return dense_bias(by_distance, len_k).to(hidden_states.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,6 +120,10 @@ def attend(
         The result, shape (batch, num_heads, len_q, dim_head), and the probabilities (after dropout), shape
         (batch, num_heads, len_q, len_k), or None when they are not needed.
     """
+    if scoring.has_bias_by_distance:
+        if not need_probabilities and _takes_fused(query, mask, scoring):
+            return _attend_fused(query, key, value, mask, scoring), None
+        scoring = scoring.written_out(key.shape[2])
     bias = scoring.bias
     # The fused kernels' gradient of a bias is slower than the written-out form, and absent on CPUs.
     learns_bias = bias is not None and bias.requires_grad and torch.is_grad_enabled()
@@ -117,6 +154,32 @@ def attend(
     return output, None
 
 
+def _takes_fused(query: Tensor, mask: ScoreMask, scoring: Scoring) -> bool:
+    """Whether our own kernels compute this; they know causality and masks that are the same for all queries."""
+    masks_keys = mask.allowed is None or mask.key_lengths is not None or mask.allowed.shape[-2] == 1
+    return masks_keys and scoring.masks_completely and fused_kernels_take(query, query.shape[-1])
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: ScoreMask, scoring: Scoring) -> Tensor:
+    # Importing it imports Triton.
+    from model_center.layer.kernels.fused_attention import fused_attention
+
+    key_lengths = None if mask.key_lengths is None else mask.key_lengths.expand(query.shape[0])
+    masked = mask.allowed is not None and key_lengths is None
+    output = fused_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        bias=scoring.bias,
+        key_lengths=key_lengths,
+        key_mask=mask.allowed[:, 0, 0] if masked and mask.allowed is not None else None,
+        is_causal=mask.is_causal,
+        scale=scoring.scale,
+        dropout_p=scoring.dropout_p,
+    ).transpose(1, 2)
+    return output.masked_fill(~mask.attends, 0.0) if masked and mask.attends is not None else output
+
+
 def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scoring: Scoring) -> Tensor:
     """Compute what `attend` computes, sequence by sequence, for sequences packed without padding.
 
@@ -125,7 +188,8 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, s
         key: Shape (tokens, num_heads_kv, dim_head).
         value: Shape of `key`.
         packing: Where sequences begin and end.
-        scoring: Scale, bias and dropout; a bias has len_q = len_k = `packing.longest` and no batch dimension.
+        scoring: Scale, bias and dropout; for the bias, which has no batch dimension, len_q = len_k =
+            `packing.longest`.
 
     Returns:
         Shape (tokens, num_heads, dim_head).
@@ -176,6 +240,7 @@ def attend_reference(
     """Compute attention step by step; arguments and results are those of `attend`."""
     batch, num_heads, len_q, _ = query.shape
     num_heads_kv, len_k = key.shape[1:3]
+    scoring = scoring.written_out(len_k)
     grouped = query.reshape(batch, num_heads_kv, num_heads // num_heads_kv * len_q, -1)
     if scoring.scale != 1.0:
         grouped = grouped * scoring.scale

@@ -18,11 +18,14 @@ class ScoreMask:
             that may attend nothing are opened to every key, so that no kernel divides by zero; `attends` tells them.
         attends: Boolean, broadcastable to (batch, 1, len_q, 1): False where a query may attend nothing and its
             output is zero. None where every query has something to attend.
+        key_lengths: Integers of shape (1 or batch,): where padding on the right is all that is masked, the number of
+            keys before it; says the same as `allowed` and `attends` for kernels that need no boolean.
     """
 
     is_causal: bool = False
     allowed: Tensor | None = None
     attends: Tensor | None = None
+    key_lengths: Tensor | None = None
 
     def dense(self, len_q: int, len_k: int, device: torch.device) -> Tensor | None:
         """Return `allowed` with causality written out, or None if nothing is masked."""
@@ -139,13 +142,15 @@ class AttentionMask:
                 if not self.causal or self.query_offset >= len_k - 1:
                     return ScoreMask()
                 return ScoreMask(allowed=self.materialize(len_q, len_k, device))
+        key_lengths = None
         if self._masks_keys_only(len_k):
             self._check_sizes(len_q, len_k)
             allowed = self._keys(len_k, device)
+            key_lengths = self.lengths if self.key_padding is None else None
         else:
             allowed = self.materialize(len_q, len_k, device)
         attends = allowed.any(dim=-1, keepdim=True)
-        return ScoreMask(allowed=allowed | ~attends, attends=attends)
+        return ScoreMask(allowed=allowed | ~attends, attends=attends, key_lengths=key_lengths)
 
     def _masks_keys_only(self, len_k: int) -> bool:
         unordered = not self.causal or self.query_offset >= len_k - 1

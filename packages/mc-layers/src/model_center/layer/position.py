@@ -67,13 +67,29 @@ class RelativePositionEmbedding(Module):
         Returns:
             Tensor of shape (num_heads, query_len, key_len).
         """
+        by_distance = self.by_distance(query_len, key_len, query_offset)
+        return dense_bias(by_distance, key_len).to(self.relative_attention_bias.dtype)
+
+    def by_distance(self, query_len: int, key_len: int, query_offset: int = 0) -> Tensor:
+        """Return the bias of every head and distance: all that `forward` returns, each value once.
+
+        Attention takes it in place of the dense bias, and its fast kernels need no more.
+
+        Args:
+            query_len: Number of queries.
+            key_len: Number of keys.
+            query_offset: Position of the first query among the keys, for cached decoding.
+
+        Returns:
+            Tensor of shape (num_heads, query_len + key_len - 1), float32 at least; query q and key k find theirs in
+            column k - q + query_len - 1.
+        """
         check_positive(query_len=query_len, key_len=key_len)
-        table = self.relative_attention_bias
-        # Query and key matter through their distance only, so one row of all distances holds every value once.
+        # The gradients of all layers add up here, so half precision would lose the small ones.
+        table = self.relative_attention_bias.to(torch.promote_types(self.relative_attention_bias.dtype, torch.float32))
         first = -(query_offset + query_len - 1)
         distances = torch.arange(first, first + query_len + key_len - 1, device=table.device)
-        by_distance = F.embedding(self.buckets(distances), table).t().contiguous()
-        return by_distance.unfold(1, key_len, 1).flip(1)
+        return F.embedding(self.buckets(distances), table).t().contiguous()
 
     def buckets(self, distances: Tensor) -> Tensor:
         """Map distances (key position minus query position, integers of any shape) to bucket numbers."""
@@ -89,6 +105,11 @@ class RelativePositionEmbedding(Module):
         growth = torch.log(distances.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
         shared = (exact + (growth * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
         return offset + torch.where(distances < exact, distances, shared)
+
+
+def dense_bias(by_distance: Tensor, key_len: int) -> Tensor:
+    """Write out `by_distance`, (num_heads, query_len + key_len - 1), as (num_heads, query_len, key_len)."""
+    return by_distance.unfold(1, key_len, 1).flip(1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model_center.engine import TransformerBlockList, current_engine
 from model_center.layer.attention import Mask, PositionBias
+from model_center.layer.attention_kernels import shared_bias
 from model_center.layer.attention_mask import resolve_mask
 from model_center.layer.blocks import TransformerBlock
 from model_center.layer.cache import KeyValueCache
@@ -84,7 +85,8 @@ class _Stack(BlockOptions, Module):
         Args:
             hidden_states: Shape (batch, seq, dim_model), for instance embeddings.
             attention_mask: For all blocks; (batch, seq, seq) if dense.
-            position_bias: For all blocks; (num_heads, seq, seq) if a tensor.
+            position_bias: For all blocks; (num_heads, seq, seq) if a tensor, or what
+                `RelativePositionEmbedding.by_distance` gives, (num_heads, 2·seq - 1).
             cross_hidden_states: What a decoder attends besides itself, (batch, seq_cross, dim_model), for instance
                 the encoder's output.
             cross_attention_mask: For all blocks; (batch, seq, seq_cross) if dense.
@@ -109,6 +111,8 @@ class _Stack(BlockOptions, Module):
             cross_length = cross_hidden_states.shape[1]
         if cross_attention_mask is not None and cross_length:
             cross_attention_mask = resolve_mask(cross_attention_mask, **sizes, len_k=cross_length, query_offset=0)
+        if isinstance(position_bias, Tensor) and position_bias.dim() == 2:
+            position_bias = shared_bias(position_bias, hidden_states, cached + len_q, self.dim_head)
         shared = (attention_mask, position_bias, cross_hidden_states, cross_attention_mask, cross_position_bias)
         wanted = output_attentions or output_hidden_states
         if not wanted and head_mask is None and cross_head_mask is None and cache is None:

@@ -199,7 +199,7 @@ class Seq2Seq(ProjectionHead):
     def _position_bias(self, name: str, seq_len: int, offset: int = 0) -> Tensor | None:
         if self.config.pos_bias_type == "none":
             return None
-        bias: Tensor = getattr(self, name)(seq_len, offset + seq_len, offset)
+        bias: Tensor = getattr(self, name).by_distance(seq_len, offset + seq_len, offset)
         return bias
 
 

@@ -1,0 +1,58 @@
+"""What the kernels need; everything else computes attention the plain way."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+_OLDEST_GPU = (8, 0)
+_LARGEST_HEAD = 128
+
+_logger = logging.getLogger(__name__)
+
+
+def fused_kernels_take(x: Tensor, dim_head: int) -> bool:
+    """Return whether heads of size `dim_head` with the device and (under autocast) type of `x` suit the kernels.
+
+    If not, that is logged, once for each reason.
+    """
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+    suits: bool = _suit(x.device, dtype, dim_head)
+    return suits
+
+
+# Compiled models need not look inside.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _suit(device: torch.device, dtype: torch.dtype, dim_head: int) -> bool:
+    obstacle = _obstacle(device, dtype, dim_head)
+    if obstacle is not None:
+        _tell(obstacle, logging.INFO if device.type == "cpu" else logging.WARNING)
+    return obstacle is None
+
+
+@cache
+def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"the device is {device.type}, not an NVIDIA GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_GPU:
+        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, less than 8.0"
+    if dtype not in _HALF_TYPES:
+        return f"the data type is {dtype}, neither float16 nor bfloat16"
+    if dim_head > _LARGEST_HEAD:
+        return f"`dim_head` is {dim_head}, greater than {_LARGEST_HEAD}"
+    return None
+
+
+@cache
+def _tell(obstacle: str, level: int) -> None:
+    _logger.log(level, "attention writes out position biases and their gradients, because %s", obstacle)
