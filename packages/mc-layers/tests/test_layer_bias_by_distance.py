@@ -1,0 +1,154 @@
+"""A bias given once for each distance does what the dense one does, whichever way attention goes."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from model_center.engine import TorchEngine, use_engine
+from model_center.layer import Attention, AttentionMask, Decoder, Encoder, KeyValueCache, RelativePositionEmbedding
+from model_center.layer.attention_kernels import Packing, Scoring, attend, attend_packed, attend_reference, shared_bias
+from model_center.layer.kernels import requirements
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("query_offset", [0, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_query_and_key_find_their_distance(bidirectional: bool, query_offset: int) -> None:
+    layer = RelativePositionEmbedding(3, 8, 10, bidirectional, dtype=F64)
+    dense, by_distance = layer(5, 8, query_offset), layer.by_distance(5, 8, query_offset)
+    assert by_distance.shape == (3, 12)
+    for query in range(5):
+        for key in range(8):
+            assert_close(by_distance[:, key - query + 4], dense[:, query, key])
+
+
+def test_gradients_of_layers_add_up_in_float32() -> None:
+    layer = RelativePositionEmbedding(2, dtype=torch.bfloat16)
+    by_distance = layer.by_distance(4, 4)
+    assert by_distance.dtype == torch.float32
+    assert layer(4, 4).dtype == torch.bfloat16
+    (1000.0 * by_distance.sum() + sum(0.5 * by_distance.sum() for _ in range(16))).backward()
+    assert layer.relative_attention_bias.grad is not None
+    assert layer.relative_attention_bias.grad[1, 0] == 1008.0  # in bfloat16, 1000 + 0.5 is 1000
+
+
+def test_attention_takes_both_forms() -> None:
+    attention = Attention(6, 4, 2, dtype=F64, pos_bias_type="relative")
+    positions = RelativePositionEmbedding(2, 8, 10, True, dtype=F64)
+    x, memory = torch.randn(2, 5, 6, dtype=F64), torch.randn(2, 7, 6, dtype=F64)
+    table = positions.relative_attention_bias
+    for output_attentions in (False, True):
+        results = []
+        for bias in (positions(5, 7), positions.by_distance(5, 7)):
+            output = attention(
+                x, memory, AttentionMask(lengths=torch.tensor([7, 2])), bias, None, None, output_attentions
+            )
+            output = output[0] if output_attentions else output
+            results.append((output, *torch.autograd.grad(output.sin().sum(), [table])))
+        for dense, by_distance in zip(*results, strict=True):
+            assert_close(by_distance, dense)
+    with pytest.raises(ValueError, match=r"or \(num_heads, len_q \+ len_k - 1\) = \(2, 11\), but has \(2, 10\)"):
+        attention(x, memory, None, torch.zeros(2, 10, dtype=F64))
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+def test_stacks_take_both_forms(use_checkpoint: bool) -> None:
+    with use_engine(TorchEngine(use_checkpoint=use_checkpoint)):
+        stack = Decoder(3, 8, 16, 2, 4, pos_bias_type="relative", dtype=F64)
+        positions = RelativePositionEmbedding(2, 8, 10, dtype=F64)
+        x = torch.randn(2, 6, 8, dtype=F64)
+        results = []
+        for bias in (positions(6, 6), positions.by_distance(6, 6)):
+            output = stack(x, AttentionMask(causal=True), bias)
+            results.append((output, *torch.autograd.grad(output.sin().sum(), list(positions.parameters()))))
+    for dense, by_distance in zip(*results, strict=True):
+        assert_close(by_distance, dense)
+
+
+def test_cached_decoding() -> None:
+    stack = Encoder(2, 8, 16, 2, 4, pos_bias_type="relative", dtype=F64)
+    positions = RelativePositionEmbedding(2, 8, 10, dtype=F64)
+    x, mask = torch.randn(2, 6, 8, dtype=F64), AttentionMask(causal=True)
+    with torch.no_grad():
+        expected = stack(x, mask, positions.by_distance(6, 6))
+        cache = KeyValueCache(2, 6)
+        parts = [(0, 4), (4, 5), (5, 6)]
+        outputs = [
+            stack(x[:, start:end], mask, positions.by_distance(end - start, end, start), cache=cache)
+            for start, end in parts
+        ]
+    assert_close(torch.cat(outputs, 1), expected)
+
+
+def test_packed_sequences_take_both_forms() -> None:
+    query, key, value = torch.randn(3, 6, 2, 3, dtype=F64)
+    packing = Packing(cumulative=torch.tensor([0, 4, 6], dtype=torch.int32), longest=4)
+    positions = RelativePositionEmbedding(2, 8, 10, dtype=F64)
+    outputs = [
+        attend_packed(query, key, value, packing, Scoring(bias=bias))
+        for bias in (positions(4, 4), positions.by_distance(4, 4))
+    ]
+    assert_close(outputs[0], outputs[1])
+
+
+def test_the_reason_for_the_slow_way_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    requirements._tell.cache_clear()
+    query = torch.randn(1, 2, 20, 4)
+    mask = AttentionMask().resolve(20, 20, query.device)
+    with caplog.at_level(logging.INFO, "model_center"):
+        for _ in range(2):
+            attend(query, query, query, mask, Scoring(bias=torch.zeros(2, 39)))
+    assert [record.message for record in caplog.records] == [
+        "attention writes out position biases and their gradients, because the device is cpu, not an NVIDIA GPU"
+    ]
+
+
+class OldGPU:
+    type = "cuda"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "dim_head", "reason"),
+    [
+        ((7, 5), torch.float16, 64, "compute capability is 7.5, less than 8.0"),
+        ((9, 0), torch.float32, 64, "the data type is torch.float32, neither float16 nor bfloat16"),
+        ((9, 0), torch.bfloat16, 256, "`dim_head` is 256, greater than 128"),
+        ((9, 0), torch.bfloat16, 128, None),
+        ((8, 0), torch.float16, 12, None),
+    ],
+)
+def test_what_the_kernels_need(
+    capability: tuple[int, int], dtype: torch.dtype, dim_head: int, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    device: Any = OldGPU()
+    found = requirements._obstacle(device, dtype, dim_head)
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_a_compiled_stack_is_one_graph() -> None:
+    stack = Encoder(2, 8, 16, 2, 4, pos_bias_type="relative", dtype=torch.float32)
+    positions = RelativePositionEmbedding(2, 8, 10, True, dtype=torch.float32)
+
+    def model(x: Tensor) -> Any:
+        return stack(x, None, positions.by_distance(x.shape[1], x.shape[1]))
+
+    x = torch.randn(2, 20, 8)
+    assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), model(x))
+
+
+def test_stacks_write_the_bias_out_once() -> None:
+    by_distance = torch.randn(2, 39)
+    dense = shared_bias(by_distance, torch.randn(1, 20, 8), 20, 4)
+    query = torch.randn(1, 2, 20, 4)
+    mask = AttentionMask().resolve(20, 20, query.device)
+    outputs = [attend_reference(query, query, query, mask, Scoring(bias=bias))[0] for bias in (dense, by_distance)]
+    assert dense.shape == (2, 20, 20)
+    assert_close(outputs[0], outputs[1])
