@@ -11,6 +11,7 @@ import yaml
 Precision = Literal["half", "bf16", "fp32"]
 Pooling = Literal["mean", "cls", "pooler"]
 Schedule = Literal["linear", "cosine", "noam", "constant"]
+AnomalyPolicy = Literal["warn", "skip", "rewind", "stop"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -110,6 +111,34 @@ class OptimizerOptions:
         require(0 <= self.beta1 < 1, "optimizer.beta1", "at least 0 and below 1", self.beta1)
         require(0 <= self.beta2 < 1, "optimizer.beta2", "at least 0 and below 1", self.beta2)
         require(self.max_gradient_norm > 0, "optimizer.max_gradient_norm", "positive", self.max_gradient_norm)
+
+
+@dataclass(kw_only=True)
+class WatchOptions:
+    """What is an anomaly of the loss, and what is done about it."""
+
+    non_finite: AnomalyPolicy = "skip"
+    """What to do when the loss or the gradient norm is NaN or infinite: warn and go on, skip the update, rewind to the
+    last checkpoint and leave the batch out, or stop."""
+    spike: AnomalyPolicy = "warn"
+    """What to do when the loss is far above the recent ones."""
+    window: int = 128
+    """Recent losses that a spike is measured against; there are no spikes before that many steps."""
+    factor: float = 10.0
+    """A spike is above their median by this many of their standard deviations, as estimated from the median absolute
+    deviation."""
+    patience: int = 10
+    """Skipped steps in a row after which the run stops."""
+    max_rewinds: int = 3
+    """Rewinds of a run after which it stops instead of rewinding again."""
+
+    def __post_init__(self) -> None:
+        require_choice("watch.non_finite", self.non_finite, AnomalyPolicy)
+        require_choice("watch.spike", self.spike, AnomalyPolicy)
+        require(self.window > 1, "watch.window", "above 1", self.window)
+        require(self.factor > 0, "watch.factor", "positive", self.factor)
+        require(self.patience > 0, "watch.patience", "positive", self.patience)
+        require(self.max_rewinds > 0, "watch.max_rewinds", "positive", self.max_rewinds)
 
 
 @dataclass(kw_only=True)
