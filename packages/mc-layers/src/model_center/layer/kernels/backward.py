@@ -8,12 +8,14 @@ import triton.language as tl
 
 from model_center.layer.kernels.tiles import (
     KEYS_BY_MASK,
-    biased,
+    MARGIN,
     keep,
     load_rows,
     place,
-    probabilities,
+    read,
+    settled,
     store_rows,
+    weights_of,
 )
 
 
@@ -39,7 +41,7 @@ def delta_kernel(
 @triton.jit
 def _key_value_tiles(
     begin, end, key, value, columns, key_gradient, value_gradient,
-    query_ptr, gradient_ptr, bias_ptr, log_sum_ptr, delta_ptr, stride_q, stride_g, limit_q, longest_q, longest_k, scale,
+    query_ptr, gradient_ptr, bias_of_column, log_sum_ptr, delta_ptr, stride_q, stride_g, limit_q, scale,
     seed, head, dropout_p, dims,
     DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_Q: tl.constexpr, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr,
@@ -48,11 +50,12 @@ def _key_value_tiles(
     for start in range(begin, end, TILE_Q):
         rows = start + tl.arange(0, TILE_Q)
         query = load_rows(query_ptr, rows, limit_q, stride_q, dims, DIM, DIM_TILE, not EVEN_Q)
-        products = tl.dot(key, tl.trans(query))
-        scores = biased(products, rows[None, :], columns[:, None], bias_ptr, scale, longest_q, longest_k, HAS_BIAS)
+        scores = tl.dot(key, tl.trans(query)) * scale
+        if HAS_BIAS:
+            scores += read(settled(bias_of_column - start)[:, None] - tl.arange(0, TILE_Q)[None, :])
         # Rows of padding have an infinite sum, so no probability.
         log_sum = tl.load(log_sum_ptr + rows, mask=rows < limit_q, other=float("inf"))
-        weights = probabilities(scores, log_sum[None, :])
+        weights = weights_of(scores, log_sum[None, :])
         if IS_CAUSAL:
             weights = tl.where(columns[:, None] <= rows[None, :], weights, 0.0)
         gradient = load_rows(gradient_ptr, rows, limit_q, stride_g, dims, DIM, DIM_TILE, not EVEN_Q)
@@ -104,22 +107,22 @@ def key_value_kernel(
         of_row = tl.cast(numbered, tl.int64) * len_q
         head_query_ptr = query_ptr + row * stride_qb + start * stride_q + head * stride_qh
         head_gradient_ptr = gradient_ptr + row * stride_gb + start * stride_g + head * stride_gh
-        head_bias_ptr = bias_ptr + head * stride_bias
+        bias_of_column = bias_ptr + head * stride_bias + MARGIN + len_q - 1 + columns
         begin = 0
         if IS_CAUSAL:
             begin = (first // TILE_Q) * TILE_Q
             crossing = tl.minimum(end, tl.cdiv(first + TILE_K, TILE_Q) * TILE_Q)
             key_gradient, value_gradient = _key_value_tiles(
                 begin, crossing, key, value, columns, key_gradient, value_gradient,
-                head_query_ptr, head_gradient_ptr, head_bias_ptr, log_sum_ptr + of_row, delta_ptr + of_row,
-                stride_q, stride_g, limit_q, len_q, len_k, scale, seed, numbered, dropout_p, dims,
+                head_query_ptr, head_gradient_ptr, bias_of_column, log_sum_ptr + of_row, delta_ptr + of_row,
+                stride_q, stride_g, limit_q, scale, seed, numbered, dropout_p, dims,
                 DIM, DIM_TILE, TILE_Q, HAS_BIAS, DROPS, True, EVEN_Q,
             )  # fmt: skip
             begin = tl.cdiv(first + TILE_K, TILE_Q) * TILE_Q
         key_gradient, value_gradient = _key_value_tiles(
             begin, end, key, value, columns, key_gradient, value_gradient,
-            head_query_ptr, head_gradient_ptr, head_bias_ptr, log_sum_ptr + of_row, delta_ptr + of_row,
-            stride_q, stride_g, limit_q, len_q, len_k, scale, seed, numbered, dropout_p, dims,
+            head_query_ptr, head_gradient_ptr, bias_of_column, log_sum_ptr + of_row, delta_ptr + of_row,
+            stride_q, stride_g, limit_q, scale, seed, numbered, dropout_p, dims,
             DIM, DIM_TILE, TILE_Q, HAS_BIAS, DROPS, False, EVEN_Q,
         )  # fmt: skip
     # A key's row of scores concerns no other key's gradient, so keys that may not be attended are left out only here.
@@ -135,14 +138,15 @@ def key_value_kernel(
 
 @triton.jit
 def _score_gradient(
-    query, gradient, key, value, rows, columns, log_sum, delta, bias_ptr, mask_ptr, stride_mask, limit_k,
-    longest_q, longest_k, scale, seed, head, dropout_p,
+    query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row, mask_ptr, stride_mask, limit_k, scale,
+    seed, head, dropout_p, TILE_K: tl.constexpr,
     KEYS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the scores of one tile, (queries, keys)."""
-    products = tl.dot(query, tl.trans(key))
-    scores = biased(products, rows[:, None], columns[None, :], bias_ptr, scale, longest_q, longest_k, HAS_BIAS)
-    weights = probabilities(scores, log_sum[:, None])
+    """Gradient of the scores of one tile, (queries, keys); `bias_of_row` points to the bias of its first key."""
+    scores = tl.dot(query, tl.trans(key)) * scale
+    if HAS_BIAS:
+        scores += read(settled(bias_of_row)[:, None] + tl.arange(0, TILE_K)[None, :])
+    weights = weights_of(scores, log_sum[:, None])
     if MASKED:
         allowed = columns < limit_k
         if KEYS == KEYS_BY_MASK:
@@ -161,7 +165,7 @@ def _score_gradient(
 @triton.jit
 def _query_tiles(
     begin, end, query, gradient, rows, log_sum, delta, query_gradient,
-    key_ptr, value_ptr, bias_ptr, mask_ptr, stride_k, stride_v, stride_mask, limit_k, longest_q, longest_k, scale,
+    key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
     seed, head, dropout_p, dims,
     DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
@@ -172,8 +176,8 @@ def _query_tiles(
         key = load_rows(key_ptr, columns, limit_k, stride_k, dims, DIM, DIM_TILE, MASKED)
         value = load_rows(value_ptr, columns, limit_k, stride_v, dims, DIM, DIM_TILE, MASKED)
         score_gradient = _score_gradient(
-            query, gradient, key, value, rows, columns, log_sum, delta, bias_ptr, mask_ptr, stride_mask, limit_k,
-            longest_q, longest_k, scale, seed, head, dropout_p, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, MASKED,
+            query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row + start, mask_ptr, stride_mask,
+            limit_k, scale, seed, head, dropout_p, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, MASKED,
         )  # fmt: skip
         query_gradient = tl.dot(score_gradient.to(key.dtype), key, query_gradient)
     return query_gradient
@@ -202,7 +206,7 @@ def query_kernel(
     gradient_ptr += row * stride_gb + start * stride_g + head * stride_gh
     key_ptr += row * stride_kb + start * stride_k + kv_head * stride_kh
     value_ptr += row * stride_vb + start * stride_v + kv_head * stride_vh
-    bias_ptr += head * stride_bias
+    bias_of_row = bias_ptr + head * stride_bias + MARGIN + len_q - 1 - rows
     mask_ptr += row * stride_mask_b
     of_row = tl.cast(tl.program_id(1), tl.int64) * len_q
     seed = tl.load(seed_ptr) if DROPS else 0
@@ -221,13 +225,13 @@ def query_kernel(
     else:
         query_gradient = _query_tiles(
             0, unmasked, query, gradient, rows, log_sum, delta, query_gradient,
-            key_ptr, value_ptr, bias_ptr, mask_ptr, stride_k, stride_v, stride_mask, limit_k, len_q, len_k, scale,
+            key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
             seed, tl.program_id(1), dropout_p, dims,
             DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, False,
         )  # fmt: skip
     query_gradient = _query_tiles(
         unmasked, end, query, gradient, rows, log_sum, delta, query_gradient,
-        key_ptr, value_ptr, bias_ptr, mask_ptr, stride_k, stride_v, stride_mask, limit_k, len_q, len_k, scale,
+        key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
         seed, tl.program_id(1), dropout_p, dims,
         DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, True,
     )  # fmt: skip

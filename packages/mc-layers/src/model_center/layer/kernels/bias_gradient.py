@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.backward import _score_gradient
-from model_center.layer.kernels.tiles import load_rows, place
+from model_center.layer.kernels.tiles import MARGIN, load_rows, place
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def tile_bias_kernel(
     columns = tile_k * TILE + tl.arange(0, TILE)
     dims = tl.arange(0, DIM_TILE)
     kv_head = head // GROUP
-    bias_ptr += head * stride_bias
+    bias_of_row = bias_ptr + head * stride_bias + MARGIN + len_q - 1 - rows + tile_k * TILE
     seed = tl.load(seed_ptr) if DROPS else 0
     accumulator = tl.zeros([TILE, TILE], tl.float32)
     for sequence in range(split, sequences, SPLITS):
@@ -52,8 +52,8 @@ def tile_bias_kernel(
         log_sum = tl.load(log_sum_ptr + of_row + rows, mask=rows < limit_q, other=float("inf"))
         delta = tl.load(delta_ptr + of_row + rows, mask=rows < limit_q, other=0.0)
         accumulator += _score_gradient(
-            query, gradient, key, value, rows, columns, log_sum, delta, bias_ptr, mask_ptr + row * stride_mask_b,
-            stride_mask, limit_k, len_q, len_k, scale, seed, numbered, dropout_p,
+            query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row,
+            mask_ptr + row * stride_mask_b, stride_mask, limit_k, scale, seed, numbered, dropout_p, TILE,
             KEYS, True, IS_CAUSAL, DROPS, IS_CAUSAL or not EVEN,
         )  # fmt: skip
     # Shifting row i by i columns turns diagonals into columns; those that wrap around are TILE further back.

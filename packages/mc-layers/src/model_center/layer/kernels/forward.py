@@ -6,15 +6,23 @@
 import triton
 import triton.language as tl
 
-from model_center.layer.kernels.tiles import KEYS_BY_MASK, biased, keep, load_rows, place, store_rows
-
-_LOG2_E = tl.constexpr(1.4426950408889634)
+from model_center.layer.kernels.tiles import (
+    KEYS_BY_MASK,
+    MARGIN,
+    keep,
+    load_rows,
+    place,
+    read,
+    settled,
+    store_rows,
+    weights_of,
+)
 
 
 @triton.jit
 def _attend_tiles(
     begin, end, query, rows, accumulator, total, largest,
-    key_ptr, value_ptr, bias_ptr, mask_ptr, stride_k, stride_v, stride_mask, limit_k, longest_q, longest_k, scale,
+    key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
     seed, head, dropout_p, dims,
     DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
@@ -23,8 +31,9 @@ def _attend_tiles(
     for start in range(begin, end, TILE_K):
         columns = start + tl.arange(0, TILE_K)
         key = load_rows(key_ptr, columns, limit_k, stride_k, dims, DIM, DIM_TILE, MASKED)
-        products = tl.dot(query, tl.trans(key))
-        scores = biased(products, rows[:, None], columns[None, :], bias_ptr, scale, longest_q, longest_k, HAS_BIAS)
+        scores = tl.dot(query, tl.trans(key)) * scale
+        if HAS_BIAS:
+            scores += read(settled(bias_of_row + start)[:, None] + tl.arange(0, TILE_K)[None, :])
         if MASKED:
             allowed = columns < limit_k
             if KEYS == KEYS_BY_MASK:
@@ -33,12 +42,11 @@ def _attend_tiles(
                 scores = tl.where(allowed[None, :] & (columns[None, :] <= rows[:, None]), scores, float("-inf"))
             else:
                 scores = tl.where(allowed[None, :], scores, float("-inf"))
-        scores *= _LOG2_E
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         # Rows without any key so far have nothing to subtract.
         offset = tl.where(new_largest == float("-inf"), 0.0, new_largest) if MASKED else new_largest
-        weights = tl.exp2(scores - offset[:, None])
-        correction = tl.exp2(largest - offset)
+        weights = weights_of(scores, offset[:, None])
+        correction = weights_of(largest, offset)
         total = total * correction + tl.sum(weights, 1)
         accumulator *= correction[:, None]
         if DROPS:
@@ -70,7 +78,7 @@ def forward_kernel(
     query_ptr += row * stride_qb + start * stride_q + head * stride_qh
     key_ptr += row * stride_kb + start * stride_k + kv_head * stride_kh
     value_ptr += row * stride_vb + start * stride_v + kv_head * stride_vh
-    bias_ptr += head * stride_bias
+    bias_of_row = bias_ptr + head * stride_bias + MARGIN + len_q - 1 - rows
     mask_ptr += row * stride_mask_b
     seed = tl.load(seed_ptr) if DROPS else 0
     query = load_rows(query_ptr, rows, limit_q, stride_q, dims, DIM, DIM_TILE, True)
@@ -87,19 +95,19 @@ def forward_kernel(
     else:
         accumulator, total, largest = _attend_tiles(
             0, unmasked, query, rows, accumulator, total, largest,
-            key_ptr, value_ptr, bias_ptr, mask_ptr, stride_k, stride_v, stride_mask, limit_k, len_q, len_k, scale,
+            key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
             seed, tl.program_id(1), dropout_p, dims,
             DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, False,
         )  # fmt: skip
     accumulator, total, largest = _attend_tiles(
         unmasked, end, query, rows, accumulator, total, largest,
-        key_ptr, value_ptr, bias_ptr, mask_ptr, stride_k, stride_v, stride_mask, limit_k, len_q, len_k, scale,
+        key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
         seed, tl.program_id(1), dropout_p, dims,
         DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, True,
     )  # fmt: skip
     # Queries with nothing to attend give zeros.
     attends = total > 0.0
-    log_sum = tl.where(attends, largest / _LOG2_E + tl.log(total), float("inf"))
+    log_sum = tl.where(attends, largest + tl.log(total), float("inf"))
     factor = tl.where(attends, 1.0 / total, 0.0)
     if DROPS:
         factor /= 1.0 - dropout_p

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from model_center.layer.kernels.backward import delta_kernel, key_value_kernel, query_kernel
 from model_center.layer.kernels.bias_gradient import diagonal_kernel, tile_bias_kernel
 from model_center.layer.kernels.forward import forward_kernel
-from model_center.layer.kernels.tiles import KEYS_ALL, KEYS_BY_LENGTH, KEYS_BY_MASK
+from model_center.layer.kernels.tiles import KEYS_ALL, KEYS_BY_LENGTH, KEYS_BY_MASK, MARGIN
 
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -205,13 +206,13 @@ class KernelCall:
         query, key, value = (_with_whole_heads(x) for x in (query, key, value))
         self.tensors = (query, key, value)
         # A kernel that is compiled without an argument does not look at what stands in its place.
-        self.bias = query if bias is None else bias.contiguous()
+        self.bias = query if bias is None else F.pad(bias, (MARGIN.value, MARGIN.value))
         masks = (key_lengths, None if key_mask is None else key_mask.view(torch.uint8), cumulative, seed)
         self.selectors = tuple(query if tensor is None else tensor for tensor in masks)
         mask_strides = (0, 0)
         if key_mask is not None:
             mask_strides = (0 if key_mask.shape[0] == 1 else key_mask.stride(0), key_mask.stride(1))
-        self.more_strides = (self.len_q + self.len_k - 1, *mask_strides)
+        self.more_strides = (self.bias.stride(0), *mask_strides)
         self.factors = (scale, dropout_p)
         keys = KEYS_ALL if key_lengths is None else KEYS_BY_LENGTH
         self.keys: int = (keys if key_mask is None else KEYS_BY_MASK).value

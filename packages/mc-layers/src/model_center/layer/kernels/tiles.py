@@ -10,7 +10,10 @@ of its own; packed, they follow one another in the first row and `cumulative` sa
 import triton
 import triton.language as tl
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+LOG2_E = tl.constexpr(1.4426950408889634)
+MARGIN = tl.constexpr(128)
+"""Room on both sides of a head's biases, so that the padding of tiles reads some number; the longest side of a tile."""
 KEYS_ALL = tl.constexpr(0)
 KEYS_BY_LENGTH = tl.constexpr(1)
 KEYS_BY_MASK = tl.constexpr(2)
@@ -50,14 +53,31 @@ def store_rows(ptr, values, rows, limit, stride, dims, DIM: tl.constexpr):
 
 
 @triton.jit
-def biased(products, q, k, bias_ptr, scale, longest_q, longest_k, HAS_BIAS: tl.constexpr):
-    """Scale products and add the bias of each distance; `q` and `k` broadcast to the products' shape."""
-    scores = products * scale
-    if HAS_BIAS:
-        # Rows and columns of padding read some other distance's bias rather than none.
-        distance = tl.minimum(k, longest_k - 1) - tl.minimum(q, longest_q - 1)
-        scores += tl.load(bias_ptr + longest_q - 1 + distance)
-    return scores
+def read(pointers):
+    """Load single numbers into whatever layout they are wanted in.
+
+    `tl.load` would fetch them in another order into shared memory, several tiles ahead, and rearrange them there.
+    """
+    if INTERPRETED:
+        return tl.load(pointers)
+    return tl.inline_asm_elementwise("ld.global.nc.f32 $0, [$1];", "=f,l", [pointers], tl.float32, True, 1)
+
+
+@triton.jit
+def settled(pointers):
+    """The same pointers, of which the compiler knows nothing, so that it adds columns as offsets of single loads.
+
+    It would keep a pointer for each number of a tile, and advance them all from tile to tile.
+    """
+    if INTERPRETED:
+        return pointers
+    return tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [pointers], pointers.dtype, True, 1)
+
+
+@triton.jit
+def weights_of(scores, offset):
+    """`exp(scores - offset)`, in one multiplication and one addition."""
+    return tl.exp2(scores * LOG2_E - offset * LOG2_E)
 
 
 @triton.jit
@@ -72,9 +92,3 @@ def keep(seed, head, q, k, dropout_p):
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return (x >> 8).to(tl.float32) >= dropout_p * 16777216.0
-
-
-@triton.jit
-def probabilities(scores, log_sum):
-    """`exp(scores - log_sum)`."""
-    return tl.exp2((scores - log_sum) * _LOG2_E)
