@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from model_center.engine import TorchEngine, use_engine
 from model_center.layer import Attention, AttentionMask, Decoder, Encoder, KeyValueCache, RelativePositionEmbedding
 from model_center.layer.attention_kernels import Packing, Scoring, attend, attend_packed, attend_reference, shared_bias
+from model_center.layer.attention_mask import ScoreMask
 from model_center.layer.kernels import requirements
 
 F64 = torch.float64
@@ -104,7 +105,7 @@ def test_the_reason_for_the_slow_way_is_told_once(caplog: pytest.LogCaptureFixtu
         for _ in range(2):
             attend(query, query, query, mask, Scoring(bias=torch.zeros(2, 39)))
     assert [record.message for record in caplog.records] == [
-        "attention writes out position biases and their gradients, because the device is cpu, not an NVIDIA GPU"
+        "attention writes out position biases and masks of packed documents, because the device is cpu, not an NVIDIA GPU"
     ]
 
 
@@ -146,7 +147,7 @@ def test_a_compiled_stack_is_one_graph() -> None:
 
 def test_stacks_write_the_bias_out_once() -> None:
     by_distance = torch.randn(2, 39)
-    dense = shared_bias(by_distance, torch.randn(1, 20, 8), 20, 4)
+    dense = shared_bias(by_distance, torch.randn(1, 20, 8), ScoreMask(), 4)
     query = torch.randn(1, 2, 20, 4)
     mask = AttentionMask().resolve(20, 20, query.device)
     outputs = [attend_reference(query, query, query, mask, Scoring(bias=bias))[0] for bias in (dense, by_distance)]

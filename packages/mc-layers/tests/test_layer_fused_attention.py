@@ -134,6 +134,42 @@ def test_forward_and_backward(kernels: Any, data: st.DataObject, seed: int) -> N
 @runs_kernels
 @some
 @given(
+    starts=st.lists(st.integers(1, LONGEST - 1), max_size=3, unique=True),
+    ordered=st.sampled_from(["no", "causal", "context"]),
+    padded=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_documents_and_context(kernels: Any, starts: list[int], ordered: str, padded: bool, seed: int) -> None:
+    length = LONGEST
+    tensors = drawn(seed, torch.float16, *[(2, length, 2, 16)] * 3, (2, 2 * length - 1))
+    generator = torch.Generator().manual_seed(seed)
+    documents = (torch.arange(length)[:, None] >= torch.tensor([0, *starts])).sum(1).expand(2, -1)
+    context = torch.rand(2, length, generator=generator) < 0.3
+    lengths = torch.randint(0, length + 1, (2,), generator=generator)
+    mask = AttentionMask(
+        documents=documents,
+        causal=ordered == "causal",
+        context=context if ordered == "context" else None,
+        lengths=lengths if padded else None,
+    ).resolve(length, length, torch.device("cpu"))
+    assert mask.groups is not None
+    output = kernels.fused_attention(
+        *tensors[:3],
+        bias=tensors[3],
+        key_lengths=lengths.to(DEVICE) if padded else None,
+        groups=mask.groups.to(DEVICE),
+        is_causal=mask.groups_are_causal,
+        scale=0.3,
+    )
+    reference = exact(tensors)
+    q, k, v = (x.transpose(1, 2) for x in reference[:3])
+    expected = attend_reference(q, k, v, mask, Scoring(bias=reference[3], scale=0.3))[0].transpose(1, 2)
+    assert_near([output, *gradients(output, tensors)], [expected, *gradients(expected, reference)], torch.float16)
+
+
+@runs_kernels
+@some
+@given(
     lengths=st.lists(st.integers(0, LONGEST), min_size=1, max_size=3).filter(any),
     is_causal=st.booleans(),
     biased=st.booleans(),
@@ -225,7 +261,7 @@ def test_results_are_bit_repeatable_and_recomputable(kernels: Any, dropout_p: fl
 @runs_kernels
 def test_the_operation_is_one_that_compilers_understand(kernels: Any) -> None:
     query, key, value, bias = drawn(0, torch.float16, *[(2, 20, 2, 16)] * 3, (2, 39))
-    arguments = (query, key, value, bias, None, None, None, None, 0, True, 0.5, 0.0)
+    arguments = (query, key, value, bias, None, None, None, None, None, 0, True, 0.5, 0.0)
     torch.library.opcheck(kernels._attention, arguments)
 
     def model(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

@@ -57,21 +57,25 @@ class Scoring:
         return replace(self, bias=dense_bias(self.bias, len_k))
 
 
-def shared_bias(by_distance: Tensor, hidden_states: Tensor, len_k: int, dim_head: int) -> Tensor:
+def shared_bias(
+    by_distance: Tensor, hidden_states: Tensor, mask: ScoreMask, dim_head: int, query_offset: int = 0
+) -> Tensor:
     """Prepare a bias for all layers of a stack.
 
     Args:
         by_distance: Shape (num_heads, len_q + len_k - 1).
         hidden_states: The stack's input, shape (batch, len_q, dim_model).
-        len_k: Number of keys.
+        mask: What may be attended.
         dim_head: Size of each head.
+        query_offset: Number of keys before the first query.
 
     Returns:
         `by_distance` where kernels take it, otherwise the bias written out once, (num_heads, len_q, len_k).
     """
-    if hidden_states.shape[-2] >= _FEWEST_QUERIES and fused_kernels_take(hidden_states, dim_head):
+    len_q = hidden_states.shape[-2]
+    if len_q >= _FEWEST_QUERIES and _has_structure(mask) and fused_kernels_take(hidden_states, dim_head):
         return by_distance
-    return dense_bias(by_distance, len_k).to(hidden_states.dtype)
+    return dense_bias(by_distance, query_offset + len_q).to(hidden_states.dtype)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +124,7 @@ def attend(
         The result, shape (batch, num_heads, len_q, dim_head), and the probabilities (after dropout), shape
         (batch, num_heads, len_q, len_k), or None when they are not needed.
     """
-    if scoring.has_bias_by_distance:
+    if scoring.has_bias_by_distance or mask.groups is not None:
         if not need_probabilities and _takes_fused(query, mask, scoring):
             return _attend_fused(query, key, value, mask, scoring), None
         scoring = scoring.written_out(key.shape[2])
@@ -155,9 +159,15 @@ def attend(
 
 
 def _takes_fused(query: Tensor, mask: ScoreMask, scoring: Scoring) -> bool:
-    """Whether our own kernels compute this; they know causality and masks that are the same for all queries."""
-    masks_keys = mask.allowed is None or mask.key_lengths is not None or mask.allowed.shape[-2] == 1
-    return masks_keys and scoring.masks_completely and fused_kernels_take(query, query.shape[-1])
+    """Whether our own kernels compute this."""
+    knows_bias = scoring.bias is None or scoring.has_bias_by_distance
+    known = knows_bias and _has_structure(mask) and scoring.masks_completely
+    return known and fused_kernels_take(query, query.shape[-1])
+
+
+def _has_structure(mask: ScoreMask) -> bool:
+    """Whether our own kernels know such masks."""
+    return mask.masks_keys_only or mask.groups is not None
 
 
 def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: ScoreMask, scoring: Scoring) -> Tensor:
@@ -165,7 +175,7 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: ScoreMask, sc
     from model_center.layer.kernels.fused_attention import fused_attention
 
     key_lengths = None if mask.key_lengths is None else mask.key_lengths.expand(query.shape[0])
-    masked = mask.allowed is not None and key_lengths is None
+    masked = mask.allowed is not None and key_lengths is None and mask.groups is None
     output = fused_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -173,7 +183,8 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: ScoreMask, sc
         bias=scoring.bias,
         key_lengths=key_lengths,
         key_mask=mask.allowed[:, 0, 0] if masked and mask.allowed is not None else None,
-        is_causal=mask.is_causal,
+        groups=mask.groups,
+        is_causal=mask.is_causal or mask.groups_are_causal,
         scale=scoring.scale,
         dropout_p=scoring.dropout_p,
     ).transpose(1, 2)
@@ -194,8 +205,12 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, s
     Returns:
         Shape (tokens, num_heads, dim_head).
     """
-    if not _takes_varlen(query, scoring):
+    if not scoring.masks_completely or (scoring.bias is not None and not scoring.has_bias_by_distance):
         return attend_packed_reference(query, key, value, packing, scoring)
+    if not _takes_varlen(query, scoring):
+        if not fused_kernels_take(query, query.shape[-1]):
+            return attend_packed_reference(query, key, value, packing, scoring)
+        return _attend_packed_fused(query, key, value, packing, scoring)
     if query.shape[1] != key.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     limits = (packing.cumulative, packing.cumulative, packing.longest, packing.longest)
@@ -215,8 +230,24 @@ def _takes_varlen(query: Tensor, scoring: Scoring) -> bool:
         and query.shape[-1] <= 256
         and scoring.bias is None
         and scoring.dropout_p == 0.0
-        and scoring.masks_completely
     )
+
+
+def _attend_packed_fused(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scoring: Scoring) -> Tensor:
+    # Importing it imports Triton.
+    from model_center.layer.kernels.fused_attention import fused_attention
+
+    return fused_attention(
+        query[None],
+        key[None],
+        value[None],
+        bias=scoring.bias,
+        cumulative=packing.cumulative,
+        longest=packing.longest,
+        is_causal=packing.is_causal,
+        scale=scoring.scale,
+        dropout_p=scoring.dropout_p,
+    )[0]
 
 
 def attend_packed_reference(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scoring: Scoring) -> Tensor:

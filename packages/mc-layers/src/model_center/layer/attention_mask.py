@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,14 +19,24 @@ class ScoreMask:
             that may attend nothing are opened to every key, so that no kernel divides by zero; `attends` tells them.
         attends: Boolean, broadcastable to (batch, 1, len_q, 1): False where a query may attend nothing and its
             output is zero. None where every query has something to attend.
-        key_lengths: Integers of shape (1 or batch,): where padding on the right is all that is masked, the number of
-            keys before it; says the same as `allowed` and `attends` for kernels that need no boolean.
+        key_lengths: Integers of shape (1 or batch,), how many keys come before padding on the right. With `groups`, if
+            there are any, it says all that `allowed` and `attends` say, to kernels that need no boolean.
+        groups: int32 of shape (1 or batch, len_q), where len_q = len_k: twice the number of each position's document,
+            plus 1 if it is context.
+        groups_are_causal: Within a document, positions see context and, unless they are context, what is before them.
     """
 
     is_causal: bool = False
     allowed: Tensor | None = None
     attends: Tensor | None = None
     key_lengths: Tensor | None = None
+    groups: Tensor | None = None
+    groups_are_causal: bool = False
+
+    @property
+    def masks_keys_only(self) -> bool:
+        """Whether all queries of a sequence may attend the same keys."""
+        return self.allowed is None or self.allowed.shape[-2] == 1
 
     def dense(self, len_q: int, len_k: int, device: torch.device) -> Tensor | None:
         """Return `allowed` with causality written out, or None if nothing is masked."""
@@ -119,7 +130,7 @@ class AttentionMask:
         """
         self._check_sizes(len_q, len_k)
         allowed = self._keys(len_k, device)
-        if self.causal or self.context is not None:
+        if self._is_ordered:
             allowed = allowed & self._order(len_q, len_k, allowed.device)
         if self.documents is not None:
             queries = self.query_documents
@@ -150,7 +161,26 @@ class AttentionMask:
         else:
             allowed = self.materialize(len_q, len_k, device)
         attends = allowed.any(dim=-1, keepdim=True)
-        return ScoreMask(allowed=allowed | ~attends, attends=attends, key_lengths=key_lengths)
+        structure: dict[str, Any] = {"key_lengths": key_lengths}
+        if self._is_grouped(len_q, len_k):
+            structure = {"key_lengths": self.lengths, "groups": self._groups(), "groups_are_causal": self._is_ordered}
+        return ScoreMask(allowed=allowed | ~attends, attends=attends, **structure)
+
+    @property
+    def _is_ordered(self) -> bool:
+        return self.causal or self.context is not None
+
+    def _is_grouped(self, len_q: int, len_k: int) -> bool:
+        """Whether documents and context, and padding on the right, are all that is masked."""
+        others = (self.key_padding, self.query_documents, self.dense)
+        grouped = self.documents is not None or self.context is not None
+        return grouped and len_q == len_k and self.query_offset == 0 and all(other is None for other in others)
+
+    def _groups(self) -> Tensor:
+        documents = 0 if self.documents is None else 2 * self.documents.int()
+        groups = documents + (0 if self.context is None else self.context.int())
+        assert isinstance(groups, Tensor)
+        return groups
 
     def _masks_keys_only(self, len_k: int) -> bool:
         unordered = not self.causal or self.query_offset >= len_k - 1

@@ -112,7 +112,7 @@ class _Stack(BlockOptions, Module):
         if cross_attention_mask is not None and cross_length:
             cross_attention_mask = resolve_mask(cross_attention_mask, **sizes, len_k=cross_length, query_offset=0)
         if isinstance(position_bias, Tensor) and position_bias.dim() == 2:
-            position_bias = shared_bias(position_bias, hidden_states, cached + len_q, self.dim_head)
+            position_bias = shared_bias(position_bias, hidden_states, attention_mask, self.dim_head, cached)
         shared = (attention_mask, position_bias, cross_hidden_states, cross_attention_mask, cross_position_bias)
         wanted = output_attentions or output_hidden_states
         if not wanted and head_mask is None and cross_head_mask is None and cache is None:

@@ -7,14 +7,18 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.tiles import (
+    KEYS_ALL,
+    KEYS_BY_GROUP,
     KEYS_BY_MASK,
     MARGIN,
     keep,
     load_rows,
+    may_attend,
     place,
     read,
     settled,
     store_rows,
+    tile_limits,
     weights_of,
 )
 
@@ -27,7 +31,7 @@ def delta_kernel(
 ):  # fmt: skip
     """Products of outputs and their gradients, summed over the head: what each row's softmax takes off."""
     sequence, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    row, start, limit_q, _ = place(sequence, cumulative_ptr, cumulative_ptr, len_q, len_q, 0, PACKED)
+    row, start, limit_q, _ = place(sequence, cumulative_ptr, cumulative_ptr, len_q, len_q, False, PACKED)
     rows = tl.program_id(0) * TILE_Q + tl.arange(0, TILE_Q)
     dims = tl.arange(0, DIM_TILE)
     output_ptr += row * stride_ob + start * stride_o + head * stride_oh
@@ -41,12 +45,12 @@ def delta_kernel(
 @triton.jit
 def _key_value_tiles(
     begin, end, key, value, columns, key_gradient, value_gradient,
-    query_ptr, gradient_ptr, bias_of_column, log_sum_ptr, delta_ptr, stride_q, stride_g, limit_q, scale,
-    seed, head, dropout_p, dims,
-    DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_Q: tl.constexpr, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr,
+    query_ptr, gradient_ptr, bias_of_column, mask_ptr, log_sum_ptr, delta_ptr, stride_q, stride_g, stride_mask,
+    limit_q, limit_k, scale, seed, head, dropout_p, dims,
+    DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_Q: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, EVEN_Q: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Add what queries `begin` to `end` contribute; `IS_CAUSAL` says whether some of them come before some keys."""
+    """Add what queries `begin` to `end` contribute; `MASKED` says whether some of them may not attend some keys."""
     for start in range(begin, end, TILE_Q):
         rows = start + tl.arange(0, TILE_Q)
         query = load_rows(query_ptr, rows, limit_q, stride_q, dims, DIM, DIM_TILE, not EVEN_Q)
@@ -56,8 +60,11 @@ def _key_value_tiles(
         # Rows of padding have an infinite sum, so no probability.
         log_sum = tl.load(log_sum_ptr + rows, mask=rows < limit_q, other=float("inf"))
         weights = weights_of(scores, log_sum[None, :])
-        if IS_CAUSAL:
-            weights = tl.where(columns[:, None] <= rows[None, :], weights, 0.0)
+        if MASKED:
+            allowed = may_attend(
+                rows[None, :], columns[:, None], limit_q, limit_k, mask_ptr, stride_mask, KEYS, IS_CAUSAL
+            )
+            weights = tl.where(allowed, weights, 0.0)
         gradient = load_rows(gradient_ptr, rows, limit_q, stride_g, dims, DIM, DIM_TILE, not EVEN_Q)
         weight_gradient = tl.dot(value, tl.trans(gradient))
         if DROPS:
@@ -81,12 +88,12 @@ def key_value_kernel(
     stride_gb, stride_g, stride_gh, stride_db, stride_d, stride_dh, stride_bias, stride_mask_b, stride_mask,
     len_q, len_k, heads, scale, dropout_p,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr,
-    KEYS: tl.constexpr, PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr,
-    EVEN_Q: tl.constexpr,
+    LENGTHS: tl.constexpr, KEYS: tl.constexpr, PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    DROPS: tl.constexpr, EVEN_Q: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one tile of keys and values of one head; `heads` are those of keys, each for GROUP of queries."""
     tile, sequence, kv_head = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
-    row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, KEYS, PACKED)
+    row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS, PACKED)
     first = tile * TILE_K
     room = limit_k if PACKED else len_k
     if first >= room:
@@ -95,6 +102,7 @@ def key_value_kernel(
     dims = tl.arange(0, DIM_TILE)
     key_ptr += row * stride_kb + start * stride_k + kv_head * stride_kh
     value_ptr += row * stride_vb + start * stride_v + kv_head * stride_vh
+    mask_ptr += row * stride_mask_b
     seed = tl.load(seed_ptr) if DROPS else 0
     key = load_rows(key_ptr, columns, limit_k, stride_k, dims, DIM, DIM_TILE, True)
     value = load_rows(value_ptr, columns, limit_k, stride_v, dims, DIM, DIM_TILE, True)
@@ -109,26 +117,26 @@ def key_value_kernel(
         head_gradient_ptr = gradient_ptr + row * stride_gb + start * stride_g + head * stride_gh
         bias_of_column = bias_ptr + head * stride_bias + MARGIN + len_q - 1 + columns
         begin = 0
-        if IS_CAUSAL:
+        if IS_CAUSAL and KEYS != KEYS_BY_GROUP:
             begin = (first // TILE_Q) * TILE_Q
             crossing = tl.minimum(end, tl.cdiv(first + TILE_K, TILE_Q) * TILE_Q)
             key_gradient, value_gradient = _key_value_tiles(
                 begin, crossing, key, value, columns, key_gradient, value_gradient,
-                head_query_ptr, head_gradient_ptr, bias_of_column, log_sum_ptr + of_row, delta_ptr + of_row,
-                stride_q, stride_g, limit_q, scale, seed, numbered, dropout_p, dims,
-                DIM, DIM_TILE, TILE_Q, HAS_BIAS, DROPS, True, EVEN_Q,
+                head_query_ptr, head_gradient_ptr, bias_of_column, mask_ptr, log_sum_ptr + of_row, delta_ptr + of_row,
+                stride_q, stride_g, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, dims,
+                DIM, DIM_TILE, TILE_Q, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, EVEN_Q, True,
             )  # fmt: skip
             begin = tl.cdiv(first + TILE_K, TILE_Q) * TILE_Q
         key_gradient, value_gradient = _key_value_tiles(
             begin, end, key, value, columns, key_gradient, value_gradient,
-            head_query_ptr, head_gradient_ptr, bias_of_column, log_sum_ptr + of_row, delta_ptr + of_row,
-            stride_q, stride_g, limit_q, scale, seed, numbered, dropout_p, dims,
-            DIM, DIM_TILE, TILE_Q, HAS_BIAS, DROPS, False, EVEN_Q,
+            head_query_ptr, head_gradient_ptr, bias_of_column, mask_ptr, log_sum_ptr + of_row, delta_ptr + of_row,
+            stride_q, stride_g, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, dims,
+            DIM, DIM_TILE, TILE_Q, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, EVEN_Q, KEYS == KEYS_BY_GROUP,
         )  # fmt: skip
     # A key's row of scores concerns no other key's gradient, so keys that may not be attended are left out only here.
     real = columns < limit_k
     if KEYS == KEYS_BY_MASK:
-        real &= tl.load(mask_ptr + row * stride_mask_b + columns * stride_mask, mask=real, other=0) != 0
+        real &= tl.load(mask_ptr + columns * stride_mask, mask=real, other=0) != 0
     key_gradient = tl.where(real[:, None], key_gradient * scale, 0.0)
     value_gradient = tl.where(real[:, None], value_gradient, 0.0)
     offset = row * stride_db + start * stride_d + kv_head * stride_dh
@@ -138,8 +146,8 @@ def key_value_kernel(
 
 @triton.jit
 def _score_gradient(
-    query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row, mask_ptr, stride_mask, limit_k, scale,
-    seed, head, dropout_p, TILE_K: tl.constexpr,
+    query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row, mask_ptr, stride_mask, limit_q, limit_k,
+    scale, seed, head, dropout_p, TILE_K: tl.constexpr,
     KEYS: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the scores of one tile, (queries, keys); `bias_of_row` points to the bias of its first key."""
@@ -148,13 +156,8 @@ def _score_gradient(
         scores += read(settled(bias_of_row)[:, None] + tl.arange(0, TILE_K)[None, :])
     weights = weights_of(scores, log_sum[:, None])
     if MASKED:
-        allowed = columns < limit_k
-        if KEYS == KEYS_BY_MASK:
-            allowed &= tl.load(mask_ptr + columns * stride_mask, mask=allowed, other=0) != 0
-        if IS_CAUSAL:
-            weights = tl.where(allowed[None, :] & (columns[None, :] <= rows[:, None]), weights, 0.0)
-        else:
-            weights = tl.where(allowed[None, :], weights, 0.0)
+        allowed = may_attend(rows[:, None], columns[None, :], limit_q, limit_k, mask_ptr, stride_mask, KEYS, IS_CAUSAL)
+        weights = tl.where(allowed, weights, 0.0)
     weight_gradient = tl.dot(gradient, tl.trans(value))
     if DROPS:
         kept = keep(seed, head, rows[:, None], columns[None, :], dropout_p)
@@ -165,7 +168,7 @@ def _score_gradient(
 @triton.jit
 def _query_tiles(
     begin, end, query, gradient, rows, log_sum, delta, query_gradient,
-    key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
+    key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
     seed, head, dropout_p, dims,
     DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
@@ -177,7 +180,7 @@ def _query_tiles(
         value = load_rows(value_ptr, columns, limit_k, stride_v, dims, DIM, DIM_TILE, MASKED)
         score_gradient = _score_gradient(
             query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row + start, mask_ptr, stride_mask,
-            limit_k, scale, seed, head, dropout_p, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, MASKED,
+            limit_q, limit_k, scale, seed, head, dropout_p, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, MASKED,
         )  # fmt: skip
         query_gradient = tl.dot(score_gradient.to(key.dtype), key, query_gradient)
     return query_gradient
@@ -191,11 +194,12 @@ def query_kernel(
     stride_gb, stride_g, stride_gh, stride_db, stride_d, stride_dh, stride_bias, stride_mask_b, stride_mask,
     len_q, len_k, heads, scale, dropout_p,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr,
-    KEYS: tl.constexpr, PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr,
+    LENGTHS: tl.constexpr, KEYS: tl.constexpr, PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    DROPS: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one tile of queries of one head."""
     tile, sequence, head = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
-    row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, KEYS, PACKED)
+    row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS, PACKED)
     first = tile * TILE_Q
     if first >= limit_q:
         return
@@ -215,23 +219,17 @@ def query_kernel(
     log_sum = tl.load(log_sum_ptr + of_row + rows, mask=rows < limit_q, other=float("inf"))
     delta = tl.load(delta_ptr + of_row + rows, mask=rows < limit_q, other=0.0)
     query_gradient = tl.zeros([TILE_Q, DIM_TILE], tl.float32)
-    end = limit_k
-    unmasked = (limit_k // TILE_K) * TILE_K
-    if IS_CAUSAL:
-        end = tl.minimum(end, first + TILE_Q)
-        unmasked = tl.minimum(unmasked, (first // TILE_K) * TILE_K)
-    if KEYS == KEYS_BY_MASK:
-        unmasked = 0
-    else:
+    end, unmasked = tile_limits(first, limit_k, TILE_Q, TILE_K, KEYS, IS_CAUSAL)
+    if KEYS == KEYS_ALL:
         query_gradient = _query_tiles(
             0, unmasked, query, gradient, rows, log_sum, delta, query_gradient,
-            key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
+            key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
             seed, tl.program_id(1), dropout_p, dims,
             DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, False,
         )  # fmt: skip
     query_gradient = _query_tiles(
         unmasked, end, query, gradient, rows, log_sum, delta, query_gradient,
-        key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
+        key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
         seed, tl.program_id(1), dropout_p, dims,
         DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, True,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.backward import _score_gradient
-from model_center.layer.kernels.tiles import MARGIN, load_rows, place
+from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, load_rows, place
 
 
 @triton.jit
@@ -22,13 +22,13 @@ def tile_bias_kernel(
     stride_gb, stride_g, stride_gh, stride_bias, stride_mask_b, stride_mask,
     sequences, len_q, len_k, heads, tiles_k, scale, dropout_p,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE: tl.constexpr,
-    KEYS: tl.constexpr, PACKED: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, EVEN: tl.constexpr,
-    SPLITS: tl.constexpr,
+    LENGTHS: tl.constexpr, KEYS: tl.constexpr, PACKED: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr,
+    EVEN: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Sum one tile of one head over every SPLITS-th sequence, then along diagonals: (2, TILE), from the main one on."""
     tile_q, tile_k = tl.program_id(0) // tiles_k, tl.program_id(0) % tiles_k
     head, split = tl.program_id(1), tl.program_id(2)
-    if IS_CAUSAL and tile_k > tile_q:
+    if IS_CAUSAL and KEYS != KEYS_BY_GROUP and tile_k > tile_q:
         return
     rows = tile_q * TILE + tl.arange(0, TILE)
     columns = tile_k * TILE + tl.arange(0, TILE)
@@ -38,7 +38,7 @@ def tile_bias_kernel(
     seed = tl.load(seed_ptr) if DROPS else 0
     accumulator = tl.zeros([TILE, TILE], tl.float32)
     for sequence in range(split, sequences, SPLITS):
-        row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, KEYS, PACKED)
+        row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS, PACKED)
         of_query = row * stride_qb + start * stride_q + head * stride_qh
         of_gradient = row * stride_gb + start * stride_g + head * stride_gh
         of_key = row * stride_kb + start * stride_k + kv_head * stride_kh
@@ -53,7 +53,7 @@ def tile_bias_kernel(
         delta = tl.load(delta_ptr + of_row + rows, mask=rows < limit_q, other=0.0)
         accumulator += _score_gradient(
             query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row,
-            mask_ptr + row * stride_mask_b, stride_mask, limit_k, scale, seed, numbered, dropout_p, TILE,
+            mask_ptr + row * stride_mask_b, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, TILE,
             KEYS, True, IS_CAUSAL, DROPS, IS_CAUSAL or not EVEN,
         )  # fmt: skip
     # Shifting row i by i columns turns diagonals into columns; those that wrap around are TILE further back.

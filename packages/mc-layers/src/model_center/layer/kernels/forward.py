@@ -7,14 +7,16 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.tiles import (
-    KEYS_BY_MASK,
+    KEYS_ALL,
     MARGIN,
     keep,
     load_rows,
+    may_attend,
     place,
     read,
     settled,
     store_rows,
+    tile_limits,
     weights_of,
 )
 
@@ -22,7 +24,7 @@ from model_center.layer.kernels.tiles import (
 @triton.jit
 def _attend_tiles(
     begin, end, query, rows, accumulator, total, largest,
-    key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
+    key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
     seed, head, dropout_p, dims,
     DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
@@ -35,13 +37,10 @@ def _attend_tiles(
         if HAS_BIAS:
             scores += read(settled(bias_of_row + start)[:, None] + tl.arange(0, TILE_K)[None, :])
         if MASKED:
-            allowed = columns < limit_k
-            if KEYS == KEYS_BY_MASK:
-                allowed &= tl.load(mask_ptr + columns * stride_mask, mask=allowed, other=0) != 0
-            if IS_CAUSAL:
-                scores = tl.where(allowed[None, :] & (columns[None, :] <= rows[:, None]), scores, float("-inf"))
-            else:
-                scores = tl.where(allowed[None, :], scores, float("-inf"))
+            allowed = may_attend(
+                rows[:, None], columns[None, :], limit_q, limit_k, mask_ptr, stride_mask, KEYS, IS_CAUSAL
+            )
+            scores = tl.where(allowed, scores, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         # Rows without any key so far have nothing to subtract.
         offset = tl.where(new_largest == float("-inf"), 0.0, new_largest) if MASKED else new_largest
@@ -64,11 +63,12 @@ def forward_kernel(
     stride_ob, stride_o, stride_oh, stride_bias, stride_mask_b, stride_mask,
     len_q, len_k, heads, scale, dropout_p,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_Q: tl.constexpr, TILE_K: tl.constexpr,
-    KEYS: tl.constexpr, PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr,
+    LENGTHS: tl.constexpr, KEYS: tl.constexpr, PACKED: tl.constexpr, HAS_BIAS: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    DROPS: tl.constexpr,
 ):  # fmt: skip
     """Attend with one tile of queries of one head; keeps the logarithm of the sum of exponentials of each row."""
     tile, sequence, head = tl.program_id(0), tl.program_id(1) // heads, tl.program_id(1) % heads
-    row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, KEYS, PACKED)
+    row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS, PACKED)
     first = tile * TILE_Q
     if first >= limit_q:
         return
@@ -85,23 +85,17 @@ def forward_kernel(
     accumulator = tl.zeros([TILE_Q, DIM_TILE], tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)
     largest = tl.full([TILE_Q], float("-inf"), tl.float32)
-    end = limit_k
-    unmasked = (limit_k // TILE_K) * TILE_K
-    if IS_CAUSAL:
-        end = tl.minimum(end, first + TILE_Q)
-        unmasked = tl.minimum(unmasked, (first // TILE_K) * TILE_K)
-    if KEYS == KEYS_BY_MASK:
-        unmasked = 0
-    else:
+    end, unmasked = tile_limits(first, limit_k, TILE_Q, TILE_K, KEYS, IS_CAUSAL)
+    if KEYS == KEYS_ALL:
         accumulator, total, largest = _attend_tiles(
             0, unmasked, query, rows, accumulator, total, largest,
-            key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
+            key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
             seed, tl.program_id(1), dropout_p, dims,
             DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, False,
         )  # fmt: skip
     accumulator, total, largest = _attend_tiles(
         unmasked, end, query, rows, accumulator, total, largest,
-        key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_k, scale,
+        key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
         seed, tl.program_id(1), dropout_p, dims,
         DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, True,
     )  # fmt: skip

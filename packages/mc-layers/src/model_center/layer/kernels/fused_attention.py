@@ -13,7 +13,7 @@ from torch import Tensor
 from model_center.layer.kernels.backward import delta_kernel, key_value_kernel, query_kernel
 from model_center.layer.kernels.bias_gradient import diagonal_kernel, tile_bias_kernel
 from model_center.layer.kernels.forward import forward_kernel
-from model_center.layer.kernels.tiles import KEYS_ALL, KEYS_BY_LENGTH, KEYS_BY_MASK, MARGIN
+from model_center.layer.kernels.tiles import KEYS_ALL, KEYS_BY_GROUP, KEYS_BY_MASK, MARGIN
 
 _Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -64,6 +64,7 @@ def fused_attention(
     bias: Tensor | None = None,
     key_lengths: Tensor | None = None,
     key_mask: Tensor | None = None,
+    groups: Tensor | None = None,
     cumulative: Tensor | None = None,
     longest: int = 0,
     is_causal: bool = False,
@@ -79,7 +80,10 @@ def fused_attention(
         bias: Added to the scaled products; shape (num_heads, len_q + len_k - 1), float32, where column
             k - q + len_q - 1 concerns query q and key k. Packed, `longest` takes the place of both lengths.
         key_lengths: Integers of shape (batch,), how many keys may be attended.
-        key_mask: Boolean of shape (batch or 1, len_k), True where a key may be attended. Excludes `key_lengths`.
+        key_mask: Boolean of shape (batch or 1, len_k), True where a key may be attended. Excludes `groups`.
+        groups: int32 of shape (batch or 1, len_q), where len_q = len_k: twice the number of the group that a position
+            belongs to, which attends its own group only, plus 1 if it is context: with `is_causal`, context is seen
+            by its whole group and sees context only.
         cumulative: int32 of shape (sequences + 1,), where packed sequences begin and end.
         longest: Length of the longest packed sequence, or more.
         is_causal: Query i sees keys 0 to i.
@@ -92,7 +96,7 @@ def fused_attention(
     seed = None
     if dropout_p > 0.0:
         seed = torch.randint(0x7FFFFFFF, (1,), dtype=torch.int32, device=query.device)
-    masks = (key_lengths, key_mask, cumulative, seed)
+    masks = (key_lengths, key_mask, groups, cumulative, seed)
     output: Tensor = _attention(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p)[0]
     return output
 
@@ -105,6 +109,7 @@ def _attention(
     bias: Tensor | None,
     key_lengths: Tensor | None,
     key_mask: Tensor | None,
+    groups: Tensor | None,
     cumulative: Tensor | None,
     seed: Tensor | None,
     longest: int,
@@ -113,7 +118,7 @@ def _attention(
     dropout_p: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the output and, for each sequence, head and query, the logarithm of the sum of exponentials."""
-    masks = (key_lengths, key_mask, cumulative, seed)
+    masks = (key_lengths, key_mask, groups, cumulative, seed)
     return KernelCall(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p).forward()
 
 
@@ -128,6 +133,7 @@ def _attention_backward(
     bias: Tensor | None,
     key_lengths: Tensor | None,
     key_mask: Tensor | None,
+    groups: Tensor | None,
     cumulative: Tensor | None,
     seed: Tensor | None,
     longest: int,
@@ -137,7 +143,7 @@ def _attention_backward(
     learns_bias: bool,
 ) -> _Gradients:
     """Return the gradients of queries, keys, values and bias (empty if that is not wanted)."""
-    masks = (key_lengths, key_mask, cumulative, seed)
+    masks = (key_lengths, key_mask, groups, cumulative, seed)
     call = KernelCall(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p)
     gradient = _with_whole_heads(gradient)
     known = (gradient, log_sum, call.delta(output, gradient))
@@ -148,7 +154,7 @@ def _attention_backward(
 
 @_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    cumulative, longest = others[3], others[5]
+    cumulative, longest = others[4], others[6]
     sequences, len_q = (query.shape[0], query.shape[1]) if cumulative is None else (cumulative.shape[0] - 1, longest)
     log_sum = query.new_empty(sequences, query.shape[2], len_q, dtype=torch.float32)
     return query.new_empty(query.shape), log_sum
@@ -172,7 +178,7 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | No
     *gradients, bias_gradient = _attention_backward(
         gradient, *ctx.saved_tensors, ctx.longest, ctx.is_causal, ctx.scale, ctx.dropout_p, learns_bias
     )
-    return (*gradients, bias_gradient if learns_bias else None, *[None] * 8)
+    return (*gradients, bias_gradient if learns_bias else None, *[None] * 9)
 
 
 _attention.register_autograd(_backward, setup_context=_keep_for_backward)
@@ -189,6 +195,7 @@ class KernelCall:
         bias: Tensor | None,
         key_lengths: Tensor | None,
         key_mask: Tensor | None,
+        groups: Tensor | None,
         cumulative: Tensor | None,
         seed: Tensor | None,
         longest: int,
@@ -202,25 +209,25 @@ class KernelCall:
             self.sequences, self.len_q, self.len_k = cumulative.shape[0] - 1, longest, longest
         self.dim_tile = max(min(PLANS), triton.next_power_of_2(self.dim))
         self.plan = PLANS[self.dim_tile]
-        self.is_packed, self.has_bias, self.is_causal = cumulative is not None, bias is not None, is_causal
+        self.is_packed, self.has_bias = cumulative is not None, bias is not None
         query, key, value = (_with_whole_heads(x) for x in (query, key, value))
         self.tensors = (query, key, value)
         # A kernel that is compiled without an argument does not look at what stands in its place.
         self.bias = query if bias is None else F.pad(bias, (MARGIN.value, MARGIN.value))
-        masks = (key_lengths, None if key_mask is None else key_mask.view(torch.uint8), cumulative, seed)
-        self.selectors = tuple(query if tensor is None else tensor for tensor in masks)
-        mask_strides = (0, 0)
-        if key_mask is not None:
-            mask_strides = (0 if key_mask.shape[0] == 1 else key_mask.stride(0), key_mask.stride(1))
+        mask = groups if key_mask is None else key_mask.view(torch.uint8)
+        self.selectors = tuple(query if x is None else x for x in (key_lengths, mask, cumulative, seed))
+        mask_strides = (0, 0) if mask is None else mask.expand(self.sequences, -1).stride()
         self.more_strides = (self.bias.stride(0), *mask_strides)
         self.factors = (scale, dropout_p)
-        keys = KEYS_ALL if key_lengths is None else KEYS_BY_LENGTH
-        self.keys: int = (keys if key_mask is None else KEYS_BY_MASK).value
+        keys = KEYS_BY_MASK if key_mask is not None else KEYS_ALL if groups is None else KEYS_BY_GROUP
+        self.skips_later_keys = is_causal and groups is None
+        self.is_even = key_lengths is None and mask is None and cumulative is None
         self.constants = {
             "GROUP": self.heads // self.heads_kv,
             "DIM": self.dim,
             "DIM_TILE": self.dim_tile,
-            "KEYS": self.keys,
+            "LENGTHS": key_lengths is not None,
+            "KEYS": keys.value,
             "PACKED": self.is_packed,
             "IS_CAUSAL": is_causal,
             "DROPS": dropout_p > 0.0,
@@ -322,7 +329,6 @@ class KernelCall:
         # Few heads and short sequences would leave multiprocessors idle.
         splits = max(1, min(self.sequences, 512 // (tiles_q * tiles_k * self.heads)))
         sums = torch.empty(splits, self.heads, tiles_q, tiles_k, 2, tile, dtype=torch.float32, device=device)
-        even = self.keys == KEYS_ALL.value and not self.is_packed
         tile_bias_kernel[(tiles_q * tiles_k, self.heads, splits)](
             *self.tensors,
             gradient,
@@ -340,7 +346,7 @@ class KernelCall:
             tiles_k,
             *self.factors,
             **self.constants,
-            EVEN=even and self.len_q % tile == 0 and self.len_k % tile == 0,
+            EVEN=self.is_even and self.len_q % tile == 0 and self.len_k % tile == 0,
             SPLITS=splits,
             **tiles.square_options,
         )
@@ -354,7 +360,7 @@ class KernelCall:
             tiles_q,
             tiles_k,
             TILE=tile,
-            IS_CAUSAL=self.is_causal,
+            IS_CAUSAL=self.skips_later_keys,
             SPLITS=splits,
         )
         return result

@@ -55,4 +55,4 @@ def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | 
 
 @cache
 def _tell(obstacle: str, level: int) -> None:
-    _logger.log(level, "attention writes out position biases and their gradients, because %s", obstacle)
+    _logger.log(level, "attention writes out position biases and masks of packed documents, because %s", obstacle)

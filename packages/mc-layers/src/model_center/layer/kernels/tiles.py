@@ -15,21 +15,57 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 MARGIN = tl.constexpr(128)
 """Room on both sides of a head's biases, so that the padding of tiles reads some number; the longest side of a tile."""
 KEYS_ALL = tl.constexpr(0)
-KEYS_BY_LENGTH = tl.constexpr(1)
-KEYS_BY_MASK = tl.constexpr(2)
+KEYS_BY_MASK = tl.constexpr(1)
+"""Each key has a byte: 0 if no query may attend it."""
+KEYS_BY_GROUP = tl.constexpr(2)
+"""Each position has an int32, twice the number of its group, plus 1 if it is context; see `fused_attention`."""
 
 
 @triton.jit
-def place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, KEYS: tl.constexpr, PACKED: tl.constexpr):
+def place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS: tl.constexpr, PACKED: tl.constexpr):
     """Return the batch row, first token, number of queries and number of keys of a sequence."""
     if PACKED:
         start = tl.load(cumulative_ptr + sequence)
         length = tl.load(cumulative_ptr + sequence + 1) - start
         return tl.cast(0, tl.int64), tl.cast(start, tl.int64), length, length
     row, start = tl.cast(sequence, tl.int64), tl.cast(0, tl.int64)
-    if KEYS == KEYS_BY_LENGTH:
+    if LENGTHS:
         return row, start, len_q, tl.minimum(tl.load(lengths_ptr + sequence), len_k).to(tl.int32)
     return row, start, len_q, len_k
+
+
+@triton.jit
+def may_attend(
+    q, k, limit_q, limit_k, mask_ptr, stride_mask, KEYS: tl.constexpr, IS_CAUSAL: tl.constexpr
+):  # fmt: skip
+    """Say which queries may attend which keys; `q` and `k` broadcast to the shape of the scores."""
+    allowed = k < limit_k
+    if KEYS == KEYS_BY_MASK:
+        allowed &= tl.load(mask_ptr + k * stride_mask, mask=allowed, other=0) != 0
+    if KEYS == KEYS_BY_GROUP:
+        of_key = tl.load(mask_ptr + k * stride_mask, mask=allowed, other=0)
+        of_query = tl.load(mask_ptr + q * stride_mask, mask=q < limit_q, other=0)
+        allowed = allowed & (of_key >> 1 == of_query >> 1)
+        if IS_CAUSAL:
+            allowed = allowed & ((of_key & 1 != 0) | ((of_query & 1 == 0) & (k <= q)))
+    elif IS_CAUSAL:
+        allowed = allowed & (k <= q)
+    return allowed
+
+
+@triton.jit
+def tile_limits(
+    first, limit_k, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, IS_CAUSAL: tl.constexpr
+):
+    """Return where the keys end that queries from `first` on attend, and from where on some are masked for some."""
+    end = limit_k
+    unmasked = (limit_k // TILE_K) * TILE_K
+    if IS_CAUSAL and KEYS != KEYS_BY_GROUP:
+        end = tl.minimum(end, first + TILE_Q)
+        unmasked = tl.minimum(unmasked, (first // TILE_K) * TILE_K)
+    if KEYS != KEYS_ALL:
+        unmasked = 0
+    return end, unmasked
 
 
 @triton.jit
