@@ -11,6 +11,7 @@ from model_center.layer.kernels.tiles import (
     KEYS_BY_GROUP,
     KEYS_BY_MASK,
     MARGIN,
+    RUN_TIME,
     keep,
     load_rows,
     may_attend,
@@ -23,7 +24,7 @@ from model_center.layer.kernels.tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def delta_kernel(
     output_ptr, gradient_ptr, delta_ptr, cumulative_ptr,
     stride_ob, stride_o, stride_oh, stride_gb, stride_g, stride_gh, len_q, heads,
@@ -80,7 +81,7 @@ def _key_value_tiles(
     return key_gradient, value_gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def key_value_kernel(
     query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr,
     log_sum_ptr, delta_ptr, key_gradient_ptr, value_gradient_ptr,
@@ -186,7 +187,7 @@ def _query_tiles(
     return query_gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def query_kernel(
     query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr,
     log_sum_ptr, delta_ptr, query_gradient_ptr,

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.backward import _score_gradient
-from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, load_rows, place
+from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, RUN_TIME, load_rows, place
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def tile_bias_kernel(
     query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr,
     log_sum_ptr, delta_ptr, sums_ptr,
@@ -23,9 +23,9 @@ def tile_bias_kernel(
     sequences, len_q, len_k, heads, tiles_k, scale, dropout_p,
     GROUP: tl.constexpr, DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE: tl.constexpr,
     LENGTHS: tl.constexpr, KEYS: tl.constexpr, PACKED: tl.constexpr, IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr,
-    EVEN: tl.constexpr, SPLITS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Sum one tile of one head over every SPLITS-th sequence, then along diagonals: (2, TILE), from the main one on."""
+    """Sum one tile of one head over some of the sequences, then along diagonals: (2, TILE), from the main one on."""
     tile_q, tile_k = tl.program_id(0) // tiles_k, tl.program_id(0) % tiles_k
     head, split = tl.program_id(1), tl.program_id(2)
     if IS_CAUSAL and KEYS != KEYS_BY_GROUP and tile_k > tile_q:
@@ -37,7 +37,7 @@ def tile_bias_kernel(
     bias_of_row = bias_ptr + head * stride_bias + MARGIN + len_q - 1 - rows + tile_k * TILE
     seed = tl.load(seed_ptr) if DROPS else 0
     accumulator = tl.zeros([TILE, TILE], tl.float32)
-    for sequence in range(split, sequences, SPLITS):
+    for sequence in range(split, sequences, tl.num_programs(2)):
         row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS, PACKED)
         of_query = row * stride_qb + start * stride_q + head * stride_qh
         of_gradient = row * stride_gb + start * stride_g + head * stride_gh
@@ -68,10 +68,10 @@ def tile_bias_kernel(
     tl.store(sums_ptr + TILE + i, behind)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def diagonal_kernel(
-    sums_ptr, bias_gradient_ptr, heads, len_q, len_k, tiles_q, tiles_k,
-    TILE: tl.constexpr, IS_CAUSAL: tl.constexpr, SPLITS: tl.constexpr,
+    sums_ptr, bias_gradient_ptr, splits, heads, len_q, len_k, tiles_q, tiles_k,
+    TILE: tl.constexpr, IS_CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Add up, for one head, TILE neighbouring distances over all tiles and splits."""
     head = tl.program_id(1)
@@ -79,7 +79,7 @@ def diagonal_kernel(
     ahead = tl.program_id(0) - tiles_q
     i = tl.arange(0, TILE)
     total = tl.zeros([TILE], tl.float32)
-    for split in range(SPLITS):
+    for split in range(splits):
         for tile_q in range(tiles_q):
             tile_k = tile_q + ahead
             place_of_tile = tl.cast((split * heads + head) * tiles_q + tile_q, tl.int64) * tiles_k + tile_k

@@ -9,6 +9,7 @@ import triton.language as tl
 from model_center.layer.kernels.tiles import (
     KEYS_ALL,
     MARGIN,
+    RUN_TIME,
     keep,
     load_rows,
     may_attend,
@@ -56,7 +57,7 @@ def _attend_tiles(
     return accumulator, total, largest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
     query_ptr, key_ptr, value_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr, output_ptr, log_sum_ptr,
     stride_qb, stride_q, stride_qh, stride_kb, stride_k, stride_kh, stride_vb, stride_v, stride_vh,

@@ -347,13 +347,13 @@ class KernelCall:
             *self.factors,
             **self.constants,
             EVEN=self.is_even and self.len_q % tile == 0 and self.len_k % tile == 0,
-            SPLITS=splits,
             **tiles.square_options,
         )
         result = torch.empty(self.heads, self.len_q + self.len_k - 1, dtype=torch.float32, device=device)
         diagonal_kernel[(tiles_q + tiles_k, self.heads)](
             sums,
             result,
+            splits,
             self.heads,
             self.len_q,
             self.len_k,
@@ -361,7 +361,6 @@ class KernelCall:
             tiles_k,
             TILE=tile,
             IS_CAUSAL=self.skips_later_keys,
-            SPLITS=splits,
         )
         return result
 

@@ -12,6 +12,8 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2_E = tl.constexpr(1.4426950408889634)
+RUN_TIME = ["len_q", "len_k", "sequences", "splits", "tiles_q", "tiles_k", "stride_bias", "stride_mask_b"]
+"""Arguments that change from batch to batch, for whose values no kernel is compiled again."""
 MARGIN = tl.constexpr(128)
 """Room on both sides of a head's biases, so that the padding of tiles reads some number; the longest side of a tile."""
 KEYS_ALL = tl.constexpr(0)
