@@ -6,15 +6,19 @@ runs everything and leaves what rank 0 found in FOLDER/found.pt. What concerns s
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from model_center import engine as bmt
+from model_center.engine.fsdp_engine import FSDPEngine
+from model_center.engine.launch import Place
+from model_center.engine.optim import Shard
 from model_center.layer import Embedding, Encoder, RelativePositionEmbedding
 
 BATCH, STEPS = 4, 6
@@ -58,6 +62,13 @@ def build(dtype: torch.dtype = torch.float32) -> Model:
 
 def state_of(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in bmt.current_engine().state_dict(model).items()}
+
+
+def state_of_all(model: torch.nn.Module) -> list[Tensor]:
+    """All parameters whole, on every process."""
+    return [
+        each.full_tensor() if isinstance(each, DTensor) else each for each in map(Tensor.detach, model.parameters())
+    ]
 
 
 def batch(step: int) -> Tensor:
@@ -238,20 +249,111 @@ def check_strayed_processes() -> None:
 
 
 def check_shards() -> None:
-    """Each process holds about half of the blocks' weights, gradients and optimizer states."""
+    """Each process holds about half of the blocks' weights, gradients and optimizer states, and says which."""
+    engine = bmt.current_engine()
     model = build()
+    for parameter, whole in zip(model.parameters(), state_of_all(model), strict=True):
+        held = engine.held_range(parameter)
+        assert engine.whole_shape(parameter) == whole.shape
+        assert torch.equal(engine.local(parameter).flatten(), whole.flatten()[held.start : held.stop])
+        assert torch.equal(engine.whole(parameter, engine.part(parameter, whole)), whole)
+        assert engine.replicated(parameter) == (not isinstance(parameter, DTensor))
     optimizer = bmt.optim.AdamOptimizer(model.parameters())
     model(batch(0)).sum().backward()
     bmt.optim_step(optimizer)
-    whole = held = 0
+    total = here = 0
     for parameter in model.encoder.layers.parameters():
-        whole += parameter.numel()
-        local = bmt.current_engine().local(parameter)
-        held += local.numel()
+        total += parameter.numel()
+        local = engine.local(parameter)
+        here += local.numel()
         assert optimizer.state[parameter]["exp_avg"].shape == local.shape
-    both = bmt.distributed.all_gather(torch.tensor(held)).tolist()
-    assert sum(both) == whole
-    assert max(both) < 0.6 * whole
+    both = bmt.distributed.all_gather(torch.tensor(here)).tolist()
+    assert sum(both) == total
+    assert max(both) < 0.6 * total
+
+
+class PartitionedEngine(FSDPEngine):
+    """Partitions as BMTrain does in a block: parameters lie in one buffer, of which each process holds a half."""
+
+    def hold(self, wholes: list[Tensor]) -> list[torch.nn.Parameter]:
+        half = -(-sum(whole.numel() for whole in wholes) // 2)
+        self.shapes, self.ranges = dict[Tensor, torch.Size](), dict[Tensor, range]()
+        parameters: list[torch.nn.Parameter] = []
+        offset = 0
+        for whole in wholes:
+            start, stop = (min(max(rank * half - offset, 0), whole.numel()) for rank in (self.rank, self.rank + 1))
+            parameter = torch.nn.Parameter(whole.flatten()[start:stop].clone())
+            self.shapes[parameter], self.ranges[parameter] = whole.shape, range(start, stop)
+            parameters.append(parameter)
+            offset += whole.numel()
+        return parameters
+
+    def held_range(self, parameter: Tensor) -> range:
+        return self.ranges[parameter]
+
+    def whole_shape(self, parameter: Tensor) -> torch.Size:
+        return self.shapes[parameter]
+
+    def replicated(self, parameter: Tensor) -> bool:
+        return False
+
+    def adopt(self, parameters: Iterable[Tensor]) -> None:
+        """Nothing to average."""
+
+
+def partition_wholes(dtype: torch.dtype) -> list[Tensor]:
+    """The first half ends within the second tensor; the fourth never has a gradient."""
+    source = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=source).to(dtype) for shape in ((3, 4), (5, 3), (7,), (2,))]
+
+
+def partition_gradients(dtype: torch.dtype, step: int) -> list[Tensor]:
+    source = torch.Generator().manual_seed(100 + step)
+    return [torch.randn(shape, generator=source).to(dtype) for shape in ((3, 4), (5, 3), (7,))]
+
+
+def train_partitions() -> dict[str, Any]:
+    """Steps, and the state both ways: gathered on rank 0 and loaded again, and moved shard by shard."""
+    engine = PartitionedEngine(Place(bmt.rank(), bmt.rank(), bmt.world_size()))
+    found = {}
+    with bmt.use_engine(engine):
+        for dtype in (torch.float32, torch.bfloat16):
+            parameters = engine.hold(partition_wholes(dtype))
+            optimizer = bmt.optim.AdamOptimizer(parameters, lr=1e-2)
+            for step in range(2):
+                for parameter, whole in zip(parameters, partition_gradients(dtype, step), strict=False):
+                    # As under BMTrain, where nothing is held there is no gradient.
+                    parameter.grad = engine.part(parameter, whole).clone() if parameter.numel() else None
+                optimizer.step()
+            state: dict[str, Any] = optimizer.state_dict()
+            assert bool(state["state"]) == (engine.rank == 0)
+            box = [state]
+            torch.distributed.broadcast_object_list(box, 0)
+            state = box[0]
+            gathered, sharded = (bmt.optim.AdamOptimizer(parameters) for _ in range(2))
+            gathered.load_state_dict(state)
+            held = {(shard.index, shard.name): shard for shard in optimizer.shards()}
+            sharded.load_shards(optimizer.options(), partial(held_part, held))
+            assert {shard.index for shard in optimizer.shards()} == ({0, 1} if engine.rank == 0 else {1, 2})
+            for restored in (gathered, sharded):
+                again = {(shard.index, shard.name): shard for shard in restored.shards()}
+                assert again.keys() == held.keys()
+                for key, shard in held.items():
+                    assert (again[key].start, again[key].shape) == (shard.start, shard.shape)
+                    assert torch.equal(again[key].tensor, shard.tensor), key
+            found[str(dtype)] = {
+                "state": state,
+                "weights": [engine.whole(parameter, parameter.detach()) for parameter in parameters],
+                "again": gathered.state_dict(),
+            }
+    return found
+
+
+def held_part(shards: dict[tuple[int, str], Shard], index: int, name: str, part: range) -> Tensor | None:
+    if (shard := shards.get((index, name))) is None:
+        return None
+    assert (shard.start, len(shard.tensor)) == (part.start, len(part))
+    return shard.tensor
 
 
 def main(folder: Path) -> None:
@@ -263,6 +365,7 @@ def main(folder: Path) -> None:
         bmt.init_distributed(seed=0, **SETTINGS[setting])
         found[f"{setting}: {name}"] = SCENARIOS[name]()
     bmt.init_distributed(seed=0)
+    found["partitions"] = train_partitions()
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         model = build(dtype)

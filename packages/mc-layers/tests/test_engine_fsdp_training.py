@@ -10,7 +10,7 @@ from typing import Any
 import fsdp_scenarios
 import pytest
 import torch
-from fsdp_scenarios import PAIRS, SCENARIOS, build, state_of, train
+from fsdp_scenarios import PAIRS, SCENARIOS, build, partition_gradients, partition_wholes, state_of, train
 
 from model_center import engine as bmt
 from model_center.engine import TorchEngine, use_engine
@@ -89,3 +89,21 @@ def test_training_goes_on_with_another_number_of_processes(found: dict[str, Any]
     assert [tuple(state[index]["exp_avg"].shape) for index in range(len(shapes))] == shapes
     again = train(dtype=getattr(torch, dtype), load_from=folder / f"two {dtype}")
     assert again["losses"][-1] < resumed["losses"][-1] < train(dtype=getattr(torch, dtype))["losses"][-1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_partitions_that_cut_parameters_anywhere_have_the_state_of_one_process(
+    found: dict[str, Any], dtype: torch.dtype
+) -> None:
+    parameters = [torch.nn.Parameter(whole) for whole in partition_wholes(dtype)]
+    optimizer = bmt.optim.AdamOptimizer(parameters, lr=1e-2)
+    for step in range(2):
+        for parameter, gradient in zip(parameters, partition_gradients(dtype, step), strict=False):
+            parameter.grad = gradient
+        optimizer.step()
+    partitioned = found["partitions"][str(dtype)]
+    expected = optimizer.state_dict()
+    for state in (partitioned["state"], partitioned["again"]):
+        assert state["param_groups"] == expected["param_groups"]
+        compare(state["state"], expected["state"], 1e-6)
+    compare(partitioned["weights"], [parameter.detach() for parameter in parameters], 1e-6)

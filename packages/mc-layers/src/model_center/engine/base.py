@@ -139,13 +139,35 @@ class Engine(ABC):
         """What this process holds of a parameter or gradient, as a plain tensor that shares its memory."""
         return tensor
 
-    def part(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """What this process holds of `whole`, which is sharded as `parameter` is (an optimizer's state, for one)."""
-        return whole
+    def held_range(self, parameter: torch.Tensor) -> range:
+        """Which elements of the whole parameter this process holds, counted row by row; always without a gap."""
+        return range(parameter.numel())
 
-    def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+    def whole_shape(self, parameter: torch.Tensor) -> torch.Size:
+        """The shape of the whole parameter."""
+        return parameter.shape
+
+    def replicated(self, parameter: torch.Tensor) -> bool:  # noqa: ARG002
+        """Whether every process holds all of the parameter."""
+        return True
+
+    def part(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """What this process holds of `whole`, which is sharded as `parameter` is (an optimizer's state, for one)."""
+        held = self.held_range(parameter)
+        return whole.reshape(-1)[held.start : held.stop].view(self.local(parameter).shape)
+
+    def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """The parts of all processes together, the inverse of `part`. All processes must call it."""
-        return part
+        if self.replicated(parameter):
+            return part
+        held = self.held_range(parameter)
+        ranges = self.all_gather(torch.tensor([held.start, held.stop])).tolist()
+        padded = part.new_zeros(max(stop - start for start, stop in ranges))
+        padded[: len(held)] = part.flatten()
+        whole = part.new_empty(self.whole_shape(parameter))
+        for (start, stop), gathered in zip(ranges, self.all_gather(padded), strict=True):
+            whole.view(-1)[start:stop] = gathered[: stop - start]
+        return whole
 
     # Checkpoints
 

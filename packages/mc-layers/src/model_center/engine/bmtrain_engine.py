@@ -137,22 +137,22 @@ class BMTrainEngine(Engine):
         """Lets the next gathering wait for parameters that are being changed."""
         bmtrain_config["load_stream"].wait_stream(torch.cuda.current_stream())
 
-    def part(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        """`whole`, in a single process."""
-        self._refuse_several_processes()
-        return super().part(parameter, whole)
+    def held_range(self, parameter: torch.Tensor) -> range:
+        """This process's partition: of the parameter, or of its block, which may hold none of the parameter."""
+        if not isinstance(parameter, bmtrain.DistributedParameter):
+            return super().held_range(parameter)
+        start, stop = parameter._start_partition, parameter._end_partition
+        # Where there is nothing, BMTrain has no start, or one behind the end.
+        return range(0) if start is None or start >= stop else range(start, stop)
 
-    def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """`part`, in a single process."""
-        self._refuse_several_processes()
-        return super().whole(parameter, part)
+    def whole_shape(self, parameter: torch.Tensor) -> torch.Size:
+        """The shape before partitioning; what a process holds is a vector."""
+        shape: torch.Size = getattr(parameter, "_original_shape", parameter.shape)
+        return shape
 
-    def _refuse_several_processes(self) -> None:
-        if self.world_size > 1:
-            raise ValueError(
-                "the state of an optimizer can be saved and loaded by one BMTrain process only, but there are "
-                f"{self.world_size}; the engine 'torch' saves it for any number of processes"
-            )
+    def replicated(self, parameter: torch.Tensor) -> bool:
+        """Whether there is one process only, or the parameter is not BMTrain's."""
+        return self.world_size == 1 or not isinstance(parameter, bmtrain.DistributedParameter)
 
     def state_shapes(self, module: torch.nn.Module) -> dict[str, torch.Size]:
         """Names and whole shapes of parameters and persistent buffers."""
@@ -184,8 +184,11 @@ class BMTrainEngine(Engine):
             self._collect(child, f"{prefix}{name}.", state)
 
     def load_state_dict(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-        """Copies this process's shards of `state`."""
-        module.load_state_dict(state, strict=False)
+        """Copies this process's shards of `state`; of a mapped file no more than these are read."""
+        with torch.no_grad():
+            for name, parameter in module.named_parameters(remove_duplicate=False):
+                if name in state:
+                    parameter.copy_(self.part(parameter, state[name]))
         self.after_update()
 
     def shutdown(self) -> None:

@@ -162,26 +162,18 @@ class FSDPEngine(TorchEngine):
         """The rows of a parameter or gradient that this process holds, sharing its memory."""
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def part(self, parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-        """The rows of `whole` that go with what this process holds of `parameter`."""
+    def held_range(self, parameter: torch.Tensor) -> range:
+        """All elements, or those of the rows that are this process's shard."""
         if not isinstance(parameter, DTensor):
-            return whole
-        chunks = whole.chunk(self.world_size)
-        return chunks[self.rank] if self.rank < len(chunks) else whole[:0]
+            return super().held_range(parameter)
+        rows = len(parameter)
+        size = parameter.numel() // max(rows, 1)
+        each = -(-rows // self.world_size)
+        return range(min(self.rank * each, rows) * size, min((self.rank + 1) * each, rows) * size)
 
-    def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-        """What all processes hold of a tensor that is sharded as `parameter` is, together."""
-        if not isinstance(parameter, DTensor):
-            return part
-        sharded = DTensor.from_local(
-            part.to(self.device),
-            parameter.device_mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
-        return sharded.full_tensor()
+    def replicated(self, parameter: torch.Tensor) -> bool:
+        """Whether the parameter is outside of blocks."""
+        return not isinstance(parameter, DTensor)
 
     # Checkpoints
 

@@ -1,8 +1,8 @@
-"""Adam with decoupled weight decay for parameters of any floating-point type, on the device or off it."""
+"""Adam with decoupled weight decay for parameters of any floating-point type."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -18,8 +18,31 @@ INITIAL_LOSS_SCALE = 65536.0
 # and transfers to the host overlap with updates there.
 BUCKET_ELEMENTS = 2**24
 
+# Of each parameter group; what PyTorch adds by itself is not ours to ask for.
+_OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
+
 Bucket: TypeAlias = list[torch.nn.Parameter]
 State: TypeAlias = dict[str, torch.Tensor]
+ReadShard: TypeAlias = Callable[[int, str, range], torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process holds of one tensor of an optimizer's state.
+
+    Attributes:
+        index: Number of the parameter, as PyTorch counts in `state_dict`.
+        name: "exp_avg", "exp_avg_sq", "master" or "step".
+        start: Where `tensor` begins in the flattened whole.
+        shape: Shape of the whole.
+        tensor: The elements from there on, one-dimensional.
+    """
+
+    index: int
+    name: str
+    start: int
+    shape: tuple[int, ...]
+    tensor: torch.Tensor
 
 
 class AdamOptimizer(torch.optim.Optimizer):
@@ -106,7 +129,7 @@ class AdamOptimizer(torch.optim.Optimizer):
                 loss = closure()
         engine = current_engine()
         engine.before_update()
-        work = [(group, bucket) for group in self.param_groups for bucket in _buckets(group["params"])]
+        work = [(group, bucket) for group in self.param_groups for bucket in buckets_of(group["params"])]
         for bucket, gradients in zip(work, self._fetch([bucket for _, bucket in work]), strict=True):
             self._update(*bucket, gradients, scale)
         for group in self.param_groups:
@@ -121,16 +144,37 @@ class AdamOptimizer(torch.optim.Optimizer):
         processes; on the other ranks there are no tensors in it.
         """
         engine = current_engine()
-        state_dict = super().state_dict()
-        parameters = _parameters(self.param_groups)
-        state = {
-            index: {name: _whole(parameters[index], name, tensor) for name, tensor in held.items()}
-            for index, held in state_dict["state"].items()
-        }
-        loss_scale = self.scaler.state_dict()
-        return {**state_dict, "state": state if engine.rank == 0 else {}, "loss_scale": loss_scale}
+        if engine.world_size == 1:
+            return {**super().state_dict(), "loss_scale": self.scaler.state_dict()}
+        state = {}
+        for index, (parameter, step) in enumerate(zip(self._parameters(), self._steps_anywhere(), strict=True)):
+            if step < 0:
+                continue
+            # A process that holds nothing of a parameter has no state of it, but must help to gather it.
+            held = self.state.get(parameter) or self._new_state(parameter)
+            whole = {name: engine.whole(parameter, tensor) for name, tensor in held.items() if name != "step"}
+            if engine.rank == 0:  # and not left on the GPU
+                state[index] = {name: tensor.cpu() for name, tensor in whole.items()}
+                state[index]["step"] = torch.tensor(step)
+        return {**self.options(), "state": state}
 
-    @torch.no_grad()
+    def options(self) -> dict[str, Any]:
+        """What `state_dict` returns, without the tensors: JSON can hold it, and it is the same on every process."""
+        groups = super().state_dict()["param_groups"]
+        return {"param_groups": groups, "loss_scale": self.scaler.state_dict()}
+
+    def shards(self) -> Iterator[Shard]:
+        """The state that this process holds, without communication and without copying."""
+        engine = current_engine()
+        for index, parameter in enumerate(self._parameters()):
+            held = engine.held_range(parameter)
+            state = self.state.get(parameter) if held else None
+            for name, tensor in (state or {}).items():
+                if name == "step":
+                    yield Shard(index, name, 0, (), tensor.view(1))
+                else:
+                    yield Shard(index, name, held.start, tuple(engine.whole_shape(parameter)), tensor.flatten())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, also from the other of the two Adam optimizers.
 
@@ -141,39 +185,80 @@ class AdamOptimizer(torch.optim.Optimizer):
             ValueError: If it is not of such an optimizer or its groups and shapes are not those of this one; nothing is
                 changed then.
         """
-        restored = self._restore(state_dict)
-        # PyTorch would convert all state, masters too, to each parameter's type: it gets the groups only.
-        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
-        self.state.update(restored)
-        if "loss_scale" in state_dict:
-            self.scaler = LossScaler(**state_dict["loss_scale"])
+        engine = current_engine()
+        parameters = self._parameters()
 
-    def _restore(self, state_dict: dict[str, Any]) -> dict[torch.Tensor, State]:
-        groups = state_dict["param_groups"]
-        if lacking := [name for group in groups for name in self.defaults if name not in group]:
+        def read(index: int, name: str, held: range) -> torch.Tensor | None:
+            saved: State = state_dict["state"].get(index, {})
+            if name not in saved:
+                return None
+            expected = () if name == "step" else tuple(engine.whole_shape(parameters[index]))
+            if (shape := tuple(saved[name].shape)) != expected:
+                raise ValueError(
+                    f"the state `{name}` of parameter {index} must be of shape {expected}, but is of shape {shape}"
+                )
+            return saved[name].reshape(-1)[held.start : held.stop]
+
+        self.load_shards(state_dict, read)
+
+    @torch.no_grad()
+    def load_shards(self, options: Mapping[str, Any], read: ReadShard) -> None:
+        """Restores state shard by shard, without communication.
+
+        Args:
+            options: What `options` returned.
+            read: Called with the number of a parameter, the name of a state and the range of the flattened whole state
+                that this process holds; returns that range of it (on any device, copied here), or None if there is no
+                such state.
+
+        Raises:
+            ValueError: If `options` are not of such an optimizer, its groups are not those of this one, or a state is
+                missing or of another size; nothing is changed then.
+        """
+        groups = options["param_groups"]
+        if lacking := [name for group in groups for name in _OPTIONS if name not in group]:
             raise ValueError(f"the state is not that of {type(self).__name__}: its groups lack `{lacking[0]}`")
         sizes = [len(group["params"]) for group in self.param_groups]
         if (found := [len(group["params"]) for group in groups]) != sizes:
             raise ValueError(f"the state must be of parameter groups of {sizes} parameters, but is of {found}")
-        indices = [index for group in groups for index in group["params"]]
-        return {
-            parameter: self._restore_one(parameter, index, state_dict["state"][index])
-            for index, parameter in zip(indices, _parameters(self.param_groups), strict=True)
-            if index in state_dict["state"]
-        }
+        restored: dict[torch.Tensor, State] = {}
+        for index, parameter in enumerate(self._parameters()):
+            step = read(index, "step", range(1))
+            if step is not None:
+                restored[parameter] = self._restored(parameter, index, step, read)
+        # PyTorch would convert all state, masters too, to each parameter's type: it gets the groups only.
+        super().load_state_dict({"state": {}, "param_groups": groups})
+        self.state.update(restored)
+        if "loss_scale" in options:
+            self.scaler = LossScaler(**options["loss_scale"])
 
-    def _restore_one(self, parameter: torch.nn.Parameter, index: int, saved: State) -> State:
+    def _restored(self, parameter: torch.nn.Parameter, index: int, step: torch.Tensor, read: ReadShard) -> State:
+        held = current_engine().held_range(parameter)
         state = self._new_state(parameter)
+        state["step"].copy_(step.view(()))
         for name, tensor in state.items():
-            if name == "master" and name not in saved:
+            if name == "step" or not held:
+                continue
+            saved = read(index, name, held)
+            if saved is None and name == "master":
                 continue  # saved with float32 parameters: they are the masters, and may have been loaded
-            expected = tuple(tensor.shape if name == "step" else parameter.shape)
-            shape = tuple(saved[name].shape) if name in saved else None
-            if shape != expected:
-                found = "missing" if shape is None else f"of shape {shape}"
-                raise ValueError(f"the state `{name}` of parameter {index} must be of shape {expected}, but is {found}")
-            tensor.copy_(saved[name] if name == "step" else current_engine().part(parameter, saved[name]))
+            if saved is None:
+                raise ValueError(f"the state must have `{name}` of parameter {index}, whose other parts are there")
+            if saved.numel() != len(held):
+                found = f"must have {len(held)} elements here, but has {saved.numel()}"
+                raise ValueError(f"the state `{name}` of parameter {index} {found}")
+            tensor.copy_(saved.view(tensor.shape))
         return state
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        """All parameters in the order in which an optimizer's state numbers them."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _steps_anywhere(self) -> list[float]:
+        """The step that each parameter's state has reached on any process; -1 where none has state."""
+        held = [self.state.get(parameter) for parameter in self._parameters()]
+        steps = torch.tensor([float(state["step"]) if state else -1.0 for state in held])
+        return current_engine().all_reduce(steps, "max").tolist()
 
     def _update(self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], scale: float) -> None:
         for parameter in bucket:
@@ -224,7 +309,7 @@ class AdamOptimizer(torch.optim.Optimizer):
     def _fetch(self, buckets: list[Bucket]) -> Iterator[list[torch.Tensor]]:
         """The gradients of each bucket, on the device of the state."""
         for bucket in buckets:
-            yield [_gradient(parameter) for parameter in bucket]
+            yield [local_gradient(parameter) for parameter in bucket]
 
     def _publish(self, parameters: Bucket, masters: list[torch.Tensor]) -> None:
         """Rounds updated masters to their parameters."""
@@ -234,54 +319,8 @@ class AdamOptimizer(torch.optim.Optimizer):
             torch._foreach_copy_([local(parameter) for parameter in same], [master_of[parameter] for parameter in same])
 
 
-class AdamOffloadOptimizer(AdamOptimizer):
-    """`AdamOptimizer` whose masters and moments stay in the host's memory and are updated by the CPU.
-
-    A GPU then holds 2 bytes for a half-precision parameter and 2 for its gradient, the host 12 and a pinned buffer of
-    2. Gradients travel to the host while earlier ones are being worked on. For parameters that are on the CPU anyway
-    there is no difference from `AdamOptimizer`.
-
-    Source: Ren et al. 2021, "ZeRO-Offload". Takes the arguments of `AdamOptimizer`.
-    """
-
-    @cached_property
-    def _buffers(self) -> dict[torch.nn.Parameter, torch.Tensor]:
-        return {}
-
-    def _state_device(self, parameter: torch.nn.Parameter) -> torch.device:  # noqa: ARG002
-        return torch.device("cpu")
-
-    def _fetch(self, buckets: list[Bucket]) -> Iterator[list[torch.Tensor]]:
-        if all(parameter.device.type == "cpu" for bucket in buckets for parameter in bucket):
-            yield from super()._fetch(buckets)
-            return
-        arrivals = []
-        for bucket in buckets:
-            for parameter in bucket:
-                self._buffer(parameter).copy_(_gradient(parameter), non_blocking=True)
-            arrivals.append(torch.cuda.current_stream(bucket[0].device).record_event())
-        for bucket, arrival in zip(buckets, arrivals, strict=True):
-            arrival.synchronize()
-            yield [self._buffer(parameter) for parameter in bucket]
-
-    def _publish(self, parameters: Bucket, masters: list[torch.Tensor]) -> None:
-        for parameter, master in zip(parameters, masters, strict=True):
-            held = current_engine().local(parameter)
-            if held.device.type == "cpu":
-                held.copy_(master)
-            else:
-                # The gradient has been read, and the next one is copied here by the same stream as this goes away.
-                held.copy_(self._buffer(parameter).copy_(master), non_blocking=True)
-
-    def _buffer(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The pinned room that a parameter's gradient comes through and its new value leaves through."""
-        if parameter not in self._buffers:
-            held = current_engine().local(parameter.detach())
-            self._buffers[parameter] = torch.empty_like(held, device="cpu", pin_memory=True)
-        return self._buffers[parameter]
-
-
-def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
+def buckets_of(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
+    """Those that have a gradient, about `BUCKET_ELEMENTS` held elements at a time."""
     bucket: Bucket = []
     elements = 0
     for parameter in parameters:
@@ -297,18 +336,6 @@ def _buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
         yield bucket
 
 
-def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+def local_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this process holds of a parameter's gradient."""
     return current_engine().local(cast(torch.Tensor, parameter.grad))
-
-
-def _parameters(groups: Iterable[dict[str, Any]]) -> list[torch.nn.Parameter]:
-    """All parameters in the order in which an optimizer's state numbers them."""
-    return [parameter for group in groups for parameter in group["params"]]
-
-
-def _whole(parameter: torch.nn.Parameter, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of a parameter's state, gathered from all processes and then not left on the device."""
-    engine = current_engine()
-    if name == "step" or engine.world_size == 1:
-        return tensor
-    return engine.whole(parameter, tensor).cpu() if engine.rank == 0 else engine.whole(parameter, tensor)[:0]

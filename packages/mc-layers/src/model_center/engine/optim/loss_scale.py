@@ -77,8 +77,8 @@ class LossScaler:
             logger.warning("gradient overflow: step skipped, loss scale %g -> %g", old, self.scale)
 
     def state_dict(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
+        """All fields by name, but for infinite ones, which are defaults and which JSON has no name for."""
+        return {name: value for name, value in asdict(self).items() if value != math.inf}
 
     def _change(self, scale: float) -> None:
         self.scale = scale

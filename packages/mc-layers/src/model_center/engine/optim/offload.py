@@ -1,0 +1,56 @@
+"""Adam whose state lies in the host's memory and is updated by its processors."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+
+from model_center.engine.current import current_engine
+from model_center.engine.optim.adam import AdamOptimizer, Bucket, local_gradient
+
+
+class AdamOffloadOptimizer(AdamOptimizer):
+    """`AdamOptimizer` whose masters and moments stay in the host's memory and are updated by the CPU.
+
+    A GPU then holds 2 bytes for a half-precision parameter and 2 for its gradient, the host 12 and a pinned buffer of
+    2. Gradients travel to the host while earlier ones are being worked on. For parameters that are on the CPU anyway
+    there is no difference from `AdamOptimizer`.
+
+    Source: Ren et al. 2021, "ZeRO-Offload". Takes the arguments of `AdamOptimizer`.
+    """
+
+    @cached_property
+    def _buffers(self) -> dict[torch.nn.Parameter, torch.Tensor]:
+        return {}
+
+    def _state_device(self, parameter: torch.nn.Parameter) -> torch.device:  # noqa: ARG002
+        return torch.device("cpu")
+
+    def _fetch(self, buckets: list[Bucket]) -> Iterator[list[torch.Tensor]]:
+        if all(parameter.device.type == "cpu" for bucket in buckets for parameter in bucket):
+            yield from super()._fetch(buckets)
+            return
+        arrivals = []
+        for bucket in buckets:
+            for parameter in bucket:
+                self._buffer(parameter).copy_(local_gradient(parameter), non_blocking=True)
+            arrivals.append(torch.cuda.current_stream(bucket[0].device).record_event())
+        for bucket, arrival in zip(buckets, arrivals, strict=True):
+            arrival.synchronize()
+            yield [self._buffer(parameter) for parameter in bucket]
+
+    def _publish(self, parameters: Bucket, masters: list[torch.Tensor]) -> None:
+        for parameter, master in zip(parameters, masters, strict=True):
+            held = current_engine().local(parameter)
+            if held.device.type == "cpu":
+                held.copy_(master)
+            else:
+                # The gradient has been read, and the next one is copied here by the same stream as this goes away.
+                held.copy_(self._buffer(parameter).copy_(master), non_blocking=True)
+
+    def _buffer(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The pinned room that a parameter's gradient comes through and its new value leaves through."""
+        if parameter not in self._buffers:
+            held = current_engine().local(parameter.detach())
+            self._buffers[parameter] = torch.empty_like(held, device="cpu", pin_memory=True)
+        return self._buffers[parameter]
