@@ -30,7 +30,7 @@ TOLERANCES = {torch.float16: 2e-3} | ({torch.bfloat16: 1.5e-2} if COMPILED else 
 pytestmark = [pytest.mark.gpu] if COMPILED else []
 runs_kernels = pytest.mark.skipif(not (COMPILED or INTERPRETED), reason="runs in test_interpreted's process")
 some = settings(
-    max_examples=40 if COMPILED else 6,
+    max_examples=15 if COMPILED else 6,
     deadline=None,
     phases=[Phase.generate],  # finding a smaller example takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
