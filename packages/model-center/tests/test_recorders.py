@@ -2,7 +2,9 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,17 @@ from matplotlib.image import imread
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from model_center.recipe.metrics import EvaluationMetrics, JsonLines, StepMetrics, TensorBoard, read_metrics
+from model_center.recipe.metrics import (
+    EvaluationMetrics,
+    JsonLines,
+    StepMetrics,
+    TensorBoard,
+    ValidationMetrics,
+    read_metrics,
+    valid_records,
+)
 from model_center.recipe.plot import plot_run, trailing_mean
-from model_center.recipe.progress import LiveProgress, PlainProgress, show_progress
+from model_center.recipe.progress import LiveProgress, PlainProgress, duration, show_progress
 
 
 def step(number: int) -> StepMetrics:
@@ -25,6 +35,12 @@ def step(number: int) -> StepMetrics:
         seconds=0.5,
         samples_per_second=32.0,
     )
+
+
+def pretraining_step(number: int, loss: float | None = None) -> StepMetrics:
+    known: dict[str, Any] = {"tokens": 4096, "tokens_per_second": 8192.0, "tflops": 45.25, "peak_share": 0.046}
+    known |= {"memory_gib": 12.34, "loss_scale": 1024.0}
+    return replace(step(number), **known | ({} if loss is None else {"loss": loss}))
 
 
 def evaluation(number: int, score: float = 0.75) -> EvaluationMetrics:
@@ -77,9 +93,73 @@ def test_tensorboard_events_hold_every_number(tmp_path: Path) -> None:
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
     assert [event.value for event in events.Scalars("evaluation/accuracy")] == [0.75]
-    names = {f"train/{name}" for name in vars(step(1)) if name != "step"}
+    names = {f"train/{name}" for name, value in vars(step(1)).items() if name != "step" and value is not None}
     names |= {"evaluation/loss", "evaluation/accuracy", "evaluation/macro_f1"}
     assert set(events.Tags()["scalars"]) == names
+
+
+def test_json_lines_go_on_after_a_resume_without_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for first, last, resumed_after in ((1, 7, None), (5, 9, 4)):
+        recorder = JsonLines(path, resumed_after=resumed_after)
+        for number in range(first, last + 1):
+            recorder.record(pretraining_step(number))
+            recorder.record(ValidationMetrics(step=number, loss=1.0, tokens=10))
+        recorder.close()
+        with path.open("a") as file:
+            file.write('{"kind": "tra')  # as a killed process leaves it
+    records = list(read_metrics(path))
+    assert [(record["kind"], record["step"]) for record in records] == [
+        (kind, number) for number in range(1, 10) for kind in ("train", "validation")
+    ]
+    assert records[0]["tokens_per_second"] == 8192.0
+    assert records[1] == {"kind": "validation", "step": 1, "loss": 1.0, "tokens": 10}
+
+
+def test_a_new_run_does_not_go_on_in_an_old_file(tmp_path: Path) -> None:
+    for number in (1, 2):
+        recorder = JsonLines(tmp_path / "metrics.jsonl")
+        recorder.record(step(number))
+        recorder.close()
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [2]
+
+
+def test_records_that_a_rewind_has_undone_do_not_count(tmp_path: Path) -> None:
+    recorder = JsonLines(tmp_path / "metrics.jsonl")
+    for loss, steps in ((1.0, (1, 2, 3, 4, 5)), (2.0, (3, 4, 5, 6))):
+        for number in steps:
+            recorder.record(pretraining_step(number, loss))
+            if number == 4:
+                recorder.record(ValidationMetrics(step=4, loss=loss, tokens=10))
+    recorder.close()
+    records = valid_records(tmp_path / "metrics.jsonl")
+    assert [(record["step"], record["loss"]) for record in records] == [
+        (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (4, 2.0), (5, 2.0), (6, 2.0),
+    ]  # fmt: skip
+
+
+def test_tensorboard_hides_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    for steps, resumed_after in (((1, 2, 3, 4), None), ((3, 4, 5), 2)):
+        recorder = TensorBoard(tmp_path, resumed_after=resumed_after)
+        for number in steps:
+            recorder.record(pretraining_step(number))
+        recorder.record(ValidationMetrics(step=steps[-1], loss=1.0, tokens=10))
+        recorder.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/tflops")] == [1, 2, 3, 4, 5]
+    assert [(event.step, event.value) for event in events.Scalars("validation/perplexity")] == [
+        (5, pytest.approx(math.e))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "perplexity"),
+    [(0.0, 1.0), (3.0, math.e**3), (900.0, math.inf), (math.inf, math.inf), (math.nan, math.nan)],
+)
+def test_perplexity(loss: float, perplexity: float) -> None:
+    found = ValidationMetrics(step=1, loss=loss, tokens=1).perplexity
+    assert found == pytest.approx(perplexity, nan_ok=True)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 80])
@@ -90,6 +170,20 @@ def test_plot_of_any_length(tmp_path: Path, steps: int) -> None:
     assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20  # a blank picture has one colour
 
 
+@pytest.mark.parametrize("steps", [1, 3, 200])
+def test_plot_of_pretraining(tmp_path: Path, steps: int) -> None:
+    recorder = JsonLines(tmp_path / "metrics.jsonl")
+    for number in range(1, steps + 1):
+        recorder.record(pretraining_step(number, math.nan if number == 50 else None))
+        if number % 40 == 0:
+            recorder.record(ValidationMetrics(step=number, loss=1.1 / number, tokens=10))
+    recorder.close()
+    plot_run(tmp_path / "metrics.jsonl", tmp_path / "plot.png", "a run")
+    picture = imread(tmp_path / "plot.png")
+    assert picture.shape == (1050, 1500, 4)
+    assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20
+
+
 def test_plot_shows_other_numbers_differently(tmp_path: Path) -> None:
     for steps in (8, 12):
         plot_run(write_run(tmp_path / f"{steps}.jsonl", steps), tmp_path / f"{steps}.png", "a run")
@@ -97,10 +191,13 @@ def test_plot_shows_other_numbers_differently(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
-def testtrailing_mean(window: int) -> None:
-    values = np.array([3.0, 1.0, 4.0, 1.0, 5.0, 9.0])
-    naive = [values[max(0, end - window) : end].mean() for end in range(1, len(values) + 1)]
-    np.testing.assert_allclose(trailing_mean(values, window), naive)
+@pytest.mark.parametrize("values", [[3.0, 1.0, 4.0, 1.0, 5.0, 9.0], [math.nan, 1.0, math.nan, 2.0, math.inf, 5.0]])
+def test_trailing_mean(values: list[float], window: int) -> None:
+    naive = []
+    for end in range(1, len(values) + 1):
+        last = [value for value in values[max(0, end - window) : end] if math.isfinite(value)]
+        naive.append(sum(last) / len(last) if last else math.nan)
+    np.testing.assert_allclose(trailing_mean(np.array(values), window), naive)
 
 
 def test_plain_lines_where_the_output_is_no_terminal() -> None:
@@ -119,6 +216,49 @@ def test_plain_lines_where_the_output_is_no_terminal() -> None:
         "step 4/10 | epoch 1.00 | loss 0.2500 | lr 1.00e-04 | gradient 2.00 | 32.0 samples/s | left 0:03"
     )
     assert "| accuracy 75.0% | macro_f1 70.0% | accuracy of the majority class 50.0% |" in lines[-1]
+
+
+def test_plain_lines_of_pretraining() -> None:
+    text = io.StringIO()
+    progress = PlainProgress(Console(file=text, width=40), total_steps=20000, log_every=100)
+    for number in range(1001, 1101):  # as after a resume
+        progress.record(pretraining_step(number, 3.0))
+    progress.record(ValidationMetrics(step=1100, loss=3.0, tokens=65536))
+    lines = text.getvalue().splitlines()
+    numbers = "loss 3.0000 | lr 1.00e-04 | gradient 2.00 | 8,192 tokens/s | perplexity 20.09"
+    numbers += " | 45.2 TFLOP/s (4.6% of peak) | 12.3 GiB | scale 1024"
+    assert lines == [
+        f"step 1001/20000 | epoch 250.25 | {numbers} | left 2:38:20",
+        f"step 1100/20000 | epoch 275.00 | {numbers} | left 2:37:30",
+        "validation after step 1100: loss 3.0000 | perplexity 20.09 | 65,536 tokens",
+    ]
+
+
+def test_time_left_follows_the_speed_of_the_last_steps() -> None:
+    text = io.StringIO()
+    progress = PlainProgress(Console(file=text, width=40), total_steps=1000, log_every=1)
+    for number in range(1, 301):
+        progress.record(replace(step(number), seconds=100.0 if number <= 200 else 2.0))
+    assert text.getvalue().splitlines()[-1].endswith("left 23:20")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (200000, "2d 07:33")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_live_lines_of_pretraining() -> None:
+    text = io.StringIO()
+    progress = LiveProgress(Console(file=text, force_terminal=True, width=80), total_steps=100)
+    progress.record(pretraining_step(40, 3.0))
+    progress.record(ValidationMetrics(step=40, loss=3.0, tokens=65536))
+    progress.close()
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
+    assert re.search(r"40/100 loss 3\.000 lr 1\.0e-04 8,192 tokens/s left 0:30", shown), shown
+    assert "perplexity 20.09 | gradient 2.00 | 45.2 TFLOP/s (4.6% of peak) | 12.3 GiB" in shown
+    assert "validation after step 40: loss 3.0000" in shown
 
 
 @pytest.mark.parametrize("width", [80, 150])

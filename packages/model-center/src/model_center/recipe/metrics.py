@@ -1,6 +1,7 @@
-"""What a run measures, and the recorders that keep it: JSON lines and TensorBoard events."""
+"""What a run measures, and the recorders that keep it as JSON lines and TensorBoard events."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -9,10 +10,20 @@ from typing import Any, ClassVar, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from model_center.engine import atomic_write
+
+LARGEST_EXPONENT = 709
+"""The exponential of anything larger is infinite in 64 bits."""
+
+
+def perplexity_of(loss: float) -> float:
+    """Return the perplexity for a mean cross-entropy in nats; infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf if loss == loss else math.nan
+
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One training step."""
+    """One training step. What has a default is None where it is not known."""
 
     kind: ClassVar[str] = "train"
     step: int
@@ -20,7 +31,7 @@ class StepMetrics:
     epoch: float
     """Passes over the training split done."""
     loss: float
-    """Mean cross-entropy of the step's samples, over all processes."""
+    """Mean cross-entropy of the step's samples (in pre-training, of their target tokens), over all processes."""
     learning_rate: float
     """Learning rate of this step."""
     gradient_norm: float
@@ -29,6 +40,41 @@ class StepMetrics:
     """Time the step took, data loading included."""
     samples_per_second: float
     """Samples of the step, over all processes, by that time."""
+    tokens: int | None = None
+    """Real tokens of the step, padding excluded, over all processes."""
+    tokens_per_second: float | None = None
+    """These by that time."""
+    tflops: float | None = None
+    """Floating-point operations of the model a second and GPU, in 10^12 (see `training_flops`)."""
+    peak_share: float | None = None
+    """These as a share of what the GPU can do."""
+    memory_gib: float | None = None
+    """Largest memory that tensors have taken so far, on this process's GPU."""
+    loss_scale: float | None = None
+    """What the loss was multiplied by before backward."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss."""
+        return perplexity_of(self.loss)
+
+
+@dataclass(frozen=True)
+class ValidationMetrics:
+    """One pass over the validation data of a pre-training run."""
+
+    kind: ClassVar[str] = "validation"
+    step: int
+    """Training steps done before."""
+    loss: float
+    """Mean cross-entropy of all target tokens."""
+    tokens: int
+    """Real tokens read, over all processes."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss."""
+        return perplexity_of(self.loss)
 
 
 @dataclass(frozen=True)
@@ -54,7 +100,7 @@ class EvaluationMetrics:
     """Samples evaluated."""
 
 
-Metrics = StepMetrics | EvaluationMetrics
+Metrics = StepMetrics | ValidationMetrics | EvaluationMetrics
 
 
 class Recorder(Protocol):
@@ -67,15 +113,37 @@ class Recorder(Protocol):
         """The run is over, whether well or not."""
 
 
-class JsonLines:
-    """Appends one JSON object a line, readable at once, with a `kind` of "train" or "evaluation"."""
+def numbers_of(metrics: Metrics) -> dict[str, float]:
+    """Return what is known as numbers by name, without the step: what is drawn over the steps."""
+    if isinstance(metrics, EvaluationMetrics):
+        return {"loss": metrics.loss, **metrics.scores}
+    known = {name: value for name, value in asdict(metrics).items() if name != "step" and value is not None}
+    if isinstance(metrics, ValidationMetrics):
+        known["perplexity"] = metrics.perplexity
+    return known
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w", encoding="utf-8", buffering=1)
+
+class JsonLines:
+    """Appends one JSON object a line, readable at once, with a `kind` of "train", "validation" or "evaluation".
+
+    Args:
+        path: the file; an earlier one is replaced, or continued with `resumed_after`.
+        resumed_after: step that the run goes on after. What the file holds of later steps, which will come again, is
+            cut off, as is a line that a killed process has left half-written.
+    """
+
+    def __init__(self, path: Path, *, resumed_after: int | None = None) -> None:
+        if resumed_after is not None and path.exists():
+            kept = (record for record in read_metrics(path) if record["step"] <= resumed_after)
+            with atomic_write(path) as file:
+                for record in kept:
+                    file.write((json.dumps(record) + "\n").encode())
+        self.file = path.open("w" if resumed_after is None else "a", encoding="utf-8", buffering=1)
 
     def record(self, metrics: Metrics) -> None:
-        """Append one line."""
-        self.file.write(json.dumps({"kind": metrics.kind} | asdict(metrics)) + "\n")
+        """Append one line; what is not known is left out."""
+        known = {name: value for name, value in asdict(metrics).items() if value is not None}
+        self.file.write(json.dumps({"kind": metrics.kind} | known) + "\n")
 
     def close(self) -> None:
         """Close the file."""
@@ -83,18 +151,20 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Writes scalars: `train/<name>` for every number of a step, `evaluation/<name>` for the loss and all measures."""
+    """Writes scalars: `<kind>/<name>` for every number of a step or validation, and for all measures of an evaluation.
 
-    def __init__(self, directory: Path) -> None:
-        self.writer = SummaryWriter(str(directory))
+    Args:
+        directory: where the event files are.
+        resumed_after: step that the run goes on after; TensorBoard then hides what it has of later steps.
+    """
+
+    def __init__(self, directory: Path, *, resumed_after: int | None = None) -> None:
+        purge_step = None if resumed_after is None else resumed_after + 1
+        self.writer = SummaryWriter(str(directory), purge_step=purge_step)
 
     def record(self, metrics: Metrics) -> None:
         """Add the scalars."""
-        if isinstance(metrics, EvaluationMetrics):
-            values = {"loss": metrics.loss, **metrics.scores}
-        else:
-            values = {name: value for name, value in asdict(metrics).items() if name != "step"}
-        for name, value in values.items():
+        for name, value in numbers_of(metrics).items():
             self.writer.add_scalar(f"{metrics.kind}/{name}", value, metrics.step)
 
     def close(self) -> None:
@@ -126,3 +196,16 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def valid_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a `metrics.jsonl` without those that a rewind of the run has undone."""
+    records: list[dict[str, Any]] = []
+    last_step = 0
+    for record in read_metrics(path):
+        if record["kind"] == "train":
+            if record["step"] <= last_step:
+                records = [earlier for earlier in records if earlier["step"] < record["step"]]
+            last_step = record["step"]
+        records.append(record)
+    return records

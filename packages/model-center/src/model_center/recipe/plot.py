@@ -1,5 +1,6 @@
-"""Loss and score of a run as a picture."""
+"""Runs as pictures: one run's metrics over its steps, and the losses of several."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,19 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
-from .metrics import EvaluationMetrics, Metrics, read_metrics
+from .metrics import Metrics, StepMetrics, valid_records
 
 Values = npt.NDArray[np.float64]
+Records = Sequence[Mapping[str, Any]]
 STEP, TREND, EVALUATION, BASELINE = "#a9bfdc", "#2b5c9e", "#c4432b", "#6b6b6b"
 
 
@@ -24,9 +33,9 @@ class Plot:
         self.is_behind = False
 
     def record(self, metrics: Metrics) -> None:
-        """Draw the picture if this is an evaluation."""
+        """Draw the picture if this is a validation or an evaluation."""
         self.is_behind = True
-        if isinstance(metrics, EvaluationMetrics):
+        if not isinstance(metrics, StepMetrics):
             self._draw()
 
     def close(self) -> None:
@@ -40,32 +49,61 @@ class Plot:
 
 
 def plot_run(metrics: Path, picture: Path, title: str) -> None:
-    """Draw the training loss, the evaluations' loss, and their score beside the majority baseline.
+    """Draw a run: of fine-tuning loss and score, of pre-training loss, learning rate, gradient norm and speed.
 
     Args:
         metrics: the run's `metrics.jsonl`.
         picture: file to write; its suffix decides the format.
         title: heading of the figure.
     """
-    records = list(read_metrics(metrics))
+    records = valid_records(metrics)
     training = [record for record in records if record["kind"] == "train"]
-    evaluations = [record for record in records if record["kind"] == "evaluation"]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    is_pretraining = any(record["kind"] == "validation" or "tokens_per_second" in record for record in records)
+    figure = Figure(figsize=(10, 7 if is_pretraining else 4.2), layout="constrained")
     figure.suptitle(title, fontweight="bold")
-    loss_axes, score_axes = figure.subplots(1, 2, sharex=True)
+    if is_pretraining:
+        all_axes = _draw_pretraining(figure, training, _of_kind(records, "validation"))
+    else:
+        all_axes = _draw_finetuning(figure, training, _of_kind(records, "evaluation"))
+    for axes in all_axes:
+        _tidy(axes)
+    figure.savefig(picture, dpi=150)
 
-    steps, losses = _column(training, "step"), _column(training, "loss")
-    window = len(losses) // 20
-    loss_axes.plot(steps, losses, color=STEP if window > 1 else TREND, linewidth=0.9, label="training, each step")
-    if window > 1:
-        trend = f"training, mean of {window} steps"
-        loss_axes.plot(steps, trailing_mean(losses, window), color=TREND, linewidth=2, label=trend)
-    _plot_evaluations(loss_axes, evaluations, "loss")
+
+def plot_losses(runs: Mapping[str, Records], picture: Path) -> None:
+    """Draw the smoothed training losses of several runs, and their validations or evaluations as points.
+
+    Args:
+        runs: name of each run and its records.
+        picture: file to write; its suffix decides the format.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    drawn = []
+    for name, records in runs.items():
+        training = _of_kind(records, "train")
+        trend = trailing_mean(_column(training, "loss"), _window(training))
+        (line,) = axes.plot(_column(training, "step"), trend, linewidth=1.5, label=name)
+        held_out = [record for record in records if record["kind"] != "train"]
+        values = _column(held_out, "loss")
+        axes.plot(_column(held_out, "step"), values, "o", markersize=5, color=line.get_color())
+        drawn += [trend, values]
+    axes.set(title="Loss: training smoothed, validation as points", xlabel="step", ylabel="cross-entropy")
+    axes.set_ylim(*_loss_limits(np.concatenate(drawn)))
+    axes.legend(frameon=False)
+    _tidy(axes)
+    figure.savefig(picture, dpi=150)
+
+
+def _draw_finetuning(figure: Figure, training: Records, evaluations: Records) -> Sequence[Axes]:
+    loss_axes, score_axes = figure.subplots(1, 2, sharex=True)
+    _plot_trend(loss_axes, training, "loss", "training")
+    _plot_results(loss_axes, evaluations, "loss", "evaluation after each epoch")
     loss_axes.margins(y=0.1)
     loss_axes.set(title="Cross-entropy loss", xlabel="step", ylim=(0, None))
     loss_axes.legend(frameon=False, loc="lower left")
 
-    _plot_evaluations(score_axes, evaluations, "score")
+    _plot_results(score_axes, evaluations, "score", "evaluation after each epoch")
     score_axes.set(xlabel="step")
     if evaluations:
         best = max(evaluations, key=lambda record: record["score"])
@@ -73,32 +111,103 @@ def plot_run(metrics: Path, picture: Path, title: str) -> None:
         score_axes.set_title(measure.capitalize())
         label = f"always the majority class, {baseline:.1%}"
         score_axes.axhline(baseline, color=BASELINE, linestyle="--", label=label)
-        at = (best["step"], best["score"])
-        score_axes.annotate(f"best {best['score']:.1%}", at, (0, 9), textcoords="offset points", ha="right")
+        _annotate(score_axes, best, "score", f"best {best['score']:.1%}")
         shown = np.append(_column(evaluations, "score"), baseline)
         score_axes.set_ylim(max(0, shown.min() - 0.1), min(1.02, shown.max() + 0.1))
     score_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     score_axes.legend(frameon=False, loc="lower left")
-    for axes in (loss_axes, score_axes):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.savefig(picture, dpi=150)
+    return loss_axes, score_axes
 
 
-def _plot_evaluations(axes: Axes, evaluations: list[dict[str, Any]], name: str) -> None:
-    steps, values = _column(evaluations, "step"), _column(evaluations, name)
-    axes.plot(steps, values, color=EVALUATION, marker="o", linewidth=1.5, label="evaluation after each epoch")
+def _draw_pretraining(figure: Figure, training: Records, validations: Records) -> Sequence[Axes]:
+    places = figure.subplot_mosaic([["loss", "loss", "loss"], ["rate", "gradient", "speed"]], height_ratios=[1.7, 1])
+    loss_axes, rate_axes, gradient_axes, speed_axes = (places[name] for name in ("loss", "rate", "gradient", "speed"))
+    _plot_trend(loss_axes, training, "loss", "training")
+    _plot_results(loss_axes, validations, "loss", "validation")
+    trend = trailing_mean(_column(training, "loss"), _window(training))
+    loss_axes.set_ylim(*_loss_limits(np.append(trend, _column(validations, "loss"))))
+    loss_axes.set(title="Cross-entropy loss", xlabel="step")
+    loss_axes.legend(frameon=False, loc="upper right")
+    if validations:
+        best = min(validations, key=lambda record: record["loss"])
+        perplexity = np.exp(best["loss"])
+        _annotate(loss_axes, best, "loss", f"best {best['loss']:.3f} (perplexity {perplexity:.4g})")
+
+    _plot_trend(rate_axes, training, "learning_rate", smooth=False)
+    rate_axes.set(title="Learning rate", xlabel="step", ylim=(0, None))
+    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    _plot_trend(gradient_axes, training, "gradient_norm")
+    gradient_axes.set(title="Gradient norm", xlabel="step")
+    if np.any(_column(training, "gradient_norm") > 0):
+        gradient_axes.set_yscale("log")
+        gradient_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        gradient_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        gradient_axes.yaxis.set_minor_formatter(NullFormatter())
+    _plot_trend(speed_axes, training, "tokens_per_second")
+    speed_axes.set(title="Tokens per second", xlabel="step", ylim=(0, None))
+    speed_axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    return loss_axes, rate_axes, gradient_axes, speed_axes
 
 
-def _column(records: list[dict[str, Any]], name: str) -> Values:
-    return np.array([record[name] for record in records], dtype=float)
+def _plot_trend(axes: Axes, training: Records, name: str, label: str = "", *, smooth: bool = True) -> None:
+    """Draw each step's value, and their trailing mean if there are enough to smooth."""
+    steps, values = _column(training, "step"), _column(training, name)
+    window = _window(training) if smooth else 1
+    each = f"{label}, each step" if label else None
+    axes.plot(steps, values, color=STEP if window > 1 else TREND, linewidth=0.9, label=each)
+    if window > 1:
+        trend = f"{label}, mean of {window} steps" if label else None
+        axes.plot(steps, trailing_mean(values, window), color=TREND, linewidth=2, label=trend)
+
+
+def _plot_results(axes: Axes, results: Records, name: str, label: str) -> None:
+    axes.plot(
+        _column(results, "step"), _column(results, name), color=EVALUATION, marker="o", linewidth=1.5, label=label
+    )
+
+
+def _annotate(axes: Axes, record: Mapping[str, Any], name: str, text: str) -> None:
+    at = (record["step"], record[name])
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axes.annotate(text, at, (0, 14), textcoords="offset points", ha="right", bbox=paper)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def _loss_limits(losses: Values) -> tuple[float | None, float | None]:
+    """Return limits of the axis that show the curve rather than the few highest losses of its beginning."""
+    finite = losses[np.isfinite(losses)]
+    if finite.size == 0:
+        return None, None
+    low, high = finite.min(), max(np.quantile(finite, 0.98), finite[-1])
+    margin = 0.08 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def _of_kind(records: Records, kind: str) -> list[Mapping[str, Any]]:
+    return [record for record in records if record["kind"] == kind]
+
+
+def _window(training: Records) -> int:
+    """Return how many steps a smoothed line averages."""
+    return max(1, len(training) // 50)
+
+
+def _column(records: Records, name: str) -> Values:
+    """Return one number of each record, NaN where it is not known."""
+    return np.array([record.get(name, np.nan) for record in records], dtype=float)
 
 
 def trailing_mean(values: Values, window: int) -> Values:
-    """Return the mean of each value and those before it, at most `window` of them."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
+    """Return the mean of each value and those before it, at most `window` of them, leaving out what is no number."""
+    finite = np.isfinite(values)
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
-    means: Values = (sums[ends] - sums[starts]) / (ends - starts)
+    sums, counts = (np.concatenate([[0.0], np.cumsum(each)]) for each in (np.where(finite, values, 0.0), finite))
+    totals, numbers = sums[ends] - sums[starts], counts[ends] - counts[starts]
+    means: Values = np.divide(totals, numbers, out=np.full(len(values), np.nan), where=numbers > 0)
     return means

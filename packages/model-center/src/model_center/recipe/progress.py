@@ -1,9 +1,16 @@
 """How a run shows itself while it goes on: a live bar on a terminal, plain lines elsewhere."""
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from collections import deque
+from collections.abc import Iterable
 
-from .metrics import EvaluationMetrics, Metrics, Recorder, StepMetrics
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from .metrics import EvaluationMetrics, Metrics, Recorder, StepMetrics, ValidationMetrics
+
+RECENT_STEPS = 100
+"""Steps whose mean duration tells the time left."""
 
 
 def show_progress(console: Console, total_steps: int, log_every: int) -> Recorder:
@@ -11,33 +18,61 @@ def show_progress(console: Console, total_steps: int, log_every: int) -> Recorde
     return LiveProgress(console, total_steps) if console.is_terminal else PlainProgress(console, total_steps, log_every)
 
 
+class TimeLeft:
+    """Tells how long a run will still take if it goes on as fast as in its last steps, in this process."""
+
+    def __init__(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self.seconds: deque[float] = deque(maxlen=RECENT_STEPS)
+
+    def after(self, metrics: StepMetrics) -> str:
+        """Take note of a step and return the time left, e.g. `1:02:03`."""
+        self.seconds.append(metrics.seconds)
+        return duration(sum(self.seconds) / len(self.seconds) * (self.total_steps - metrics.step))
+
+
+class LiveBar(Progress):
+    """A progress bar, and a line of further numbers below it if there are any."""
+
+    details = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Yield the bar and the line."""
+        yield from super().get_renderables()
+        if self.details:
+            yield Text(self.details, no_wrap=True, overflow="ellipsis")
+
+
 class LiveProgress:
-    """One bar with epoch, loss, learning rate, samples a second and time left; a line above it for each evaluation."""
+    """A bar with the most important numbers and the time left, a line of the others below it in pre-training.
+
+    A validation or evaluation is a line above it.
+    """
 
     def __init__(self, console: Console, total_steps: int) -> None:
-        self.progress = Progress(
+        self.time_left = TimeLeft(total_steps)
+        self.progress = LiveBar(
             TextColumn("epoch {task.fields[epoch]:.2f}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("left {task.fields[left]}"),
             console=console,
             expand=True,
         )
-        self.task = self.progress.add_task("", total=total_steps, epoch=0.0)
+        self.task = self.progress.add_task("", total=total_steps, epoch=0.0, left="--:--")
         self.progress.start()
 
     def record(self, metrics: Metrics) -> None:
-        """Move the bar, or print an evaluation."""
+        """Move the bar, or print a validation or an evaluation."""
         if isinstance(metrics, StepMetrics):
             # Short enough for a terminal of 80 columns, where rich would cut the time left.
-            numbers = (
-                f"loss {metrics.loss:.3f} lr {metrics.learning_rate:.1e} {metrics.samples_per_second:.1f} samples/s"
-            )
-            self.progress.update(self.task, completed=metrics.step, description=numbers, epoch=metrics.epoch)
+            numbers = f"loss {metrics.loss:.3f} lr {metrics.learning_rate:.1e} {speed(metrics)}"
+            left = self.time_left.after(metrics)
+            self.progress.details = " | ".join(details(metrics))
+            self.progress.update(self.task, completed=metrics.step, description=numbers, epoch=metrics.epoch, left=left)
         else:
-            self.progress.console.print(evaluation_line(metrics), highlight=False)
+            self.progress.console.print(result_line(metrics), highlight=False)
 
     def close(self) -> None:
         """Leave the last state of the bar on the screen."""
@@ -45,39 +80,85 @@ class LiveProgress:
 
 
 class PlainProgress:
-    """A line for the first and last step, for every so many between them, and for each evaluation."""
+    """A line for the first and last step, for every so many between them, and for each validation or evaluation."""
 
     def __init__(self, console: Console, total_steps: int, log_every: int) -> None:
         self.console = console
         self.total_steps = total_steps
         self.log_every = log_every
-        self.elapsed = 0.0
+        self.time_left = TimeLeft(total_steps)
+        self.has_begun = False
 
     def record(self, metrics: Metrics) -> None:
         """Print the line, if it is this step's turn."""
-        if isinstance(metrics, EvaluationMetrics):
-            line = evaluation_line(metrics)
-        else:
-            self.elapsed += metrics.seconds
-            if metrics.step % self.log_every and metrics.step not in (1, self.total_steps):
+        if isinstance(metrics, StepMetrics):
+            left = self.time_left.after(metrics)
+            if metrics.step % self.log_every and metrics.step != self.total_steps and self.has_begun:
                 return
-            left = self.elapsed / metrics.step * (self.total_steps - metrics.step)
-            minutes, seconds = divmod(round(left), 60)
-            line = (
-                f"step {metrics.step}/{self.total_steps} | epoch {metrics.epoch:.2f} | loss {metrics.loss:.4f} | "
-                f"lr {metrics.learning_rate:.2e} | gradient {metrics.gradient_norm:.2f} | "
-                f"{metrics.samples_per_second:.1f} samples/s | left {minutes}:{seconds:02d}"
-            )
+            self.has_begun = True
+            numbers = [
+                f"step {metrics.step}/{self.total_steps} | epoch {metrics.epoch:.2f} | loss {metrics.loss:.4f}",
+                f"lr {metrics.learning_rate:.2e} | gradient {metrics.gradient_norm:.2f} | {speed(metrics)}",
+                *details(metrics, gradient=False),
+                f"left {left}",
+            ]
+            line = " | ".join(numbers)
+        else:
+            line = result_line(metrics)
         self.console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Nothing is left open."""
 
 
-def evaluation_line(metrics: EvaluationMetrics) -> str:
-    """Return an evaluation in one line of text."""
+def speed(metrics: StepMetrics) -> str:
+    """Return tokens a second where they are counted, samples a second elsewhere."""
+    if metrics.tokens_per_second is None:
+        return f"{metrics.samples_per_second:.1f} samples/s"
+    return f"{metrics.tokens_per_second:,.0f} tokens/s"
+
+
+def details(metrics: StepMetrics, *, gradient: bool = True) -> list[str]:
+    """Return what else is known of a step of pre-training, each in a few words; nothing where tokens are not counted.
+
+    Args:
+        metrics: the step.
+        gradient: whether the gradient norm is among it.
+    """
+    if metrics.tokens_per_second is None:
+        return []
+    words = [f"perplexity {metrics.perplexity:.4g}"]
+    if gradient:
+        words.append(f"gradient {metrics.gradient_norm:.2f}")
+    if metrics.tflops is not None:
+        share = "" if metrics.peak_share is None else f" ({metrics.peak_share:.1%} of peak)"
+        words.append(f"{metrics.tflops:.3g} TFLOP/s{share}")
+    if metrics.memory_gib is not None:
+        words.append(f"{metrics.memory_gib:.1f} GiB")
+    if metrics.loss_scale is not None:
+        words.append(f"scale {metrics.loss_scale:g}")
+    return words
+
+
+def result_line(metrics: ValidationMetrics | EvaluationMetrics) -> str:
+    """Return a validation or an evaluation in one line of text."""
+    if isinstance(metrics, ValidationMetrics):
+        return (
+            f"validation after step {metrics.step}: loss {metrics.loss:.4f} | perplexity {metrics.perplexity:.4g} | "
+            f"{metrics.tokens:,} tokens"
+        )
     scores = " | ".join(f"{name} {score:.1%}" for name, score in metrics.scores.items())
     return (
         f"evaluation after step {metrics.step} (epoch {metrics.epoch:.2f}): loss {metrics.loss:.4f} | {scores} | "
         f"{metrics.measure} of the majority class {metrics.baseline:.1%} | {metrics.samples} samples"
     )
+
+
+def duration(seconds: float) -> str:
+    """Return a time as `minutes:seconds`, with hours and days where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02d}:{minutes:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,74 @@
+"""Metrics sent to Weights & Biases, the extra `model-center[wandb]`."""
+
+import secrets
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .metrics import Metrics, numbers_of
+from .run_directory import write_text
+
+
+class WeightsAndBiases:
+    """Logs every number of a step, validation or evaluation as `<kind>/<name>` over the step.
+
+    What is configured by environment variables stays so: `WANDB_MODE=offline` keeps the records in the run directory,
+    for `wandb sync` to send later.
+
+    Args:
+        run: the run directory. It keeps the identifier by which a resumed run goes on in the same curves.
+        project: project at Weights & Biases.
+        name: the run's name there.
+        config: the resolved configuration, which is shown beside the curves.
+
+    Raises:
+        ImportError: the package wandb is not installed.
+    """
+
+    def __init__(self, run: Path, *, project: str, name: str, config: Mapping[str, Any]) -> None:
+        wandb = import_wandb()
+        self.run = wandb.init(
+            project=project,
+            name=name,
+            config=dict(config),
+            dir=str(run),
+            id=_identifier(run),
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        # Steps of our own, since those of wandb must not go back as a rewound run does.
+        self.run.define_metric("*", step_metric="step")
+
+    def record(self, metrics: Metrics) -> None:
+        """Log the numbers."""
+        named = {f"{metrics.kind}/{name}": value for name, value in numbers_of(metrics).items()}
+        self.run.log({"step": metrics.step, **named})
+
+    def close(self) -> None:
+        """Wait until all is sent, or written in offline mode."""
+        self.run.finish()
+
+
+def import_wandb() -> Any:
+    """Return the package wandb.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        return import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "recording to Weights & Biases needs the package wandb, which is not installed: install model-center with "
+            'its extra "wandb"'
+        ) from error
+
+
+def _identifier(run: Path) -> str:
+    """Return the run's identifier, made when it is asked for first."""
+    file = run / "wandb" / "identifier"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, secrets.token_hex(8))
+    return file.read_text()
