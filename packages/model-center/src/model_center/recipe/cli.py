@@ -14,7 +14,7 @@ from rich.console import Console
 
 from . import __version__
 from .commands import USER_ERROR, UserError, say_interrupted
-from .configuration import FinetuneConfig, QuickstartConfig, nearest
+from .configuration import FinetuneConfig, QuickstartConfig, ReportConfig, nearest
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ OVERWRITE = {"overwrite": {"action": "store_true", "help": "Delete an earlier ru
 COMMANDS = {
     "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE),
     "quickstart": Command(QuickstartConfig, "quickstart:run", OVERWRITE),
+    "report": Command(
+        ReportConfig,
+        "report:run",
+        flags={"json": {"action": "store_true", "help": "Print JSON instead of a table."}},
+        positional={"runs": {"nargs": "+", "metavar": "RUN", "help": "Run directories."}},
+    ),
 }
 
 

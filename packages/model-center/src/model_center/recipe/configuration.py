@@ -1,4 +1,4 @@
-"""What a fine-tuning run can be told: documented dataclasses that are also the command's options and its YAML file."""
+"""What a run can be told: documented dataclasses that are also the command's options and its YAML file."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,6 +11,10 @@ import yaml
 Precision = Literal["half", "bf16", "fp32"]
 Pooling = Literal["mean", "cls", "pooler"]
 Schedule = Literal["linear", "cosine", "noam", "constant"]
+EngineName = Literal["torch", "bmtrain"]
+Objective = Literal["causal", "prefix", "context", "masked", "spans"]
+HIGHEST_LEARNING_RATE = 1.0
+"""No schedule of AdamW trains with a larger one."""
 AnomalyPolicy = Literal["warn", "skip", "rewind", "stop"]
 
 
@@ -92,6 +96,8 @@ class OptimizerOptions:
     root of the step) or constant."""
     warmup_ratio: float = 0.1
     """Share of all steps over which the learning rate rises from zero."""
+    warmup_steps: int | None = None
+    """The same as a number of steps; takes the place of warmup_ratio."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
     beta1: float = 0.9
@@ -105,7 +111,9 @@ class OptimizerOptions:
 
     def __post_init__(self) -> None:
         require_choice("optimizer.schedule", self.schedule, Schedule)
-        require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
+        rate, steps = self.learning_rate, self.warmup_steps
+        require(0 < rate <= HIGHEST_LEARNING_RATE, "optimizer.learning_rate", "positive and at most 1", rate)
+        require(steps is None or steps >= 0, "optimizer.warmup_steps", "zero or positive", steps)
         require(0 <= self.warmup_ratio <= 1, "optimizer.warmup_ratio", "between 0 and 1", self.warmup_ratio)
         require(self.weight_decay >= 0, "optimizer.weight_decay", "zero or positive", self.weight_decay)
         require(0 <= self.beta1 < 1, "optimizer.beta1", "at least 0 and below 1", self.beta1)
@@ -190,7 +198,7 @@ class FinetuneConfig(RunOptions):
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, which `model-center finetune --config` reads."""
-        return yaml.safe_dump(asdict(self), sort_keys=False, allow_unicode=True)
+        return to_yaml(self)
 
 
 @dataclass(kw_only=True)
@@ -201,6 +209,206 @@ class QuickstartConfig(RunOptions):
     """Run directory; it must not exist yet, or be empty."""
     epochs: int = 2
     """Passes over the training split; each ends with an evaluation."""
+
+
+@dataclass(kw_only=True)
+class PretrainModelOptions:
+    """The model that is pre-trained, of any family."""
+
+    name: str
+    """A published size such as gpt2-base, bert-base-uncased or t5-small for a fresh model of that size, or the
+    directory of a checkpoint or of a configuration (config.json)."""
+    from_scratch: bool | None = None
+    """Begin with random weights; when not given, only a directory that holds weights is not begun from scratch."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the model's configuration that differ from those of name, e.g. --model.options.num_layers 4."""
+    precision: Precision = "half"
+    """Type of weights and activations: half is fp16 on CUDA and fp32 on the CPU, bf16 is the one to take on current
+    GPUs; the optimizer keeps fp32 master weights in either case."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "model.name", "a directory or the name of a published size", self.name)
+        require_choice("model.precision", self.precision, Precision)
+
+
+@dataclass(kw_only=True)
+class PretrainDataOptions:
+    """Indexed data sets of token ids (or raw text to make them of), and how they become samples."""
+
+    path: str
+    """Folder of the data sets, as mc-preprocess writes them."""
+    name: str = "train"
+    """Common start of the names of the training files: name_1.bin, name_1.idx, name_2.bin, and so on."""
+    text: str | None = None
+    """Raw text file, tokenized into path first unless that has been done before."""
+    tokenizer: str
+    """Directory or identifier of the tokenizer that the ids are of."""
+    objective: Objective | None = None
+    """What the model learns to do: causal (GPT-2), prefix, context (CPM-1), masked (BERT) or spans (T5); by default
+    that of the model's family."""
+    max_length: int = 512
+    """Longest sequence in tokens; longer ones are cut into several samples."""
+    pack: bool = True
+    """Put several short samples into one row, which see nothing of each other; otherwise each row is padded."""
+    validation_name: str | None = None
+    """Common start of the names of the validation files; when not given, validation_share of the samples is held
+    out."""
+    validation_share: float = 0.01
+    """Share of the training samples that is held out for validation where there are no files for it."""
+
+    def __post_init__(self) -> None:
+        for name in ("path", "name", "tokenizer"):
+            require(bool(getattr(self, name)), f"data.{name}", "given", getattr(self, name))
+        if self.objective is not None:
+            require_choice("data.objective", self.objective, Objective)
+        require(self.max_length > 1, "data.max_length", "at least 2", self.max_length)
+        share = self.validation_share
+        require(0 < share < 1, "data.validation_share", "above 0 and below 1", share)
+        if self.validation_name == self.name:
+            raise ValueError(f"data.validation_name must differ from data.name, but both are {self.name!r}")
+
+
+@dataclass(kw_only=True)
+class BatchOptions:
+    """How many samples make a training step, and how many of them are computed at once."""
+
+    global_size: int = 32
+    """Samples in a training step, over all processes: the same whatever their number."""
+    micro_size: int = 8
+    """Rows that one process computes at once; gradients add up until the step has its samples. Changes speed and
+    memory, not the result."""
+
+    def __post_init__(self) -> None:
+        require(self.global_size > 0, "batch.global_size", "positive", self.global_size)
+        require(self.micro_size > 0, "batch.micro_size", "positive", self.micro_size)
+
+
+@dataclass(kw_only=True)
+class CheckpointOptions:
+    """When a run saves all it needs to go on, and what of it is kept."""
+
+    every_steps: int | None = 1000
+    """Save after so many steps; null for never."""
+    every_minutes: float | None = 15.0
+    """Save after so many minutes; null for never. The last step is saved in any case."""
+    keep_last: int = 3
+    """How many of the newest checkpoints are kept."""
+    keep_best: bool = True
+    """Keep the one with the lowest validation loss as well."""
+    asynchronous: bool = True
+    """Write while training goes on; needs host memory for a copy of what is written."""
+
+    def __post_init__(self) -> None:
+        steps, minutes = self.every_steps, self.every_minutes
+        require(steps is None or steps > 0, "checkpoints.every_steps", "positive or null", steps)
+        require(minutes is None or minutes > 0, "checkpoints.every_minutes", "positive or null", minutes)
+        require(self.keep_last > 0, "checkpoints.keep_last", "positive", self.keep_last)
+
+
+@dataclass(kw_only=True)
+class ValidationOptions:
+    """When a pre-training run measures its loss on samples that it does not train on."""
+
+    every_steps: int = 500
+    """Validate after so many steps; the last step is followed by a validation in any case."""
+    batches: int | None = None
+    """Stop after so many micro-batches of each process; null for all samples that are held out."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps > 0, "validation.every_steps", "positive", self.every_steps)
+        require(self.batches is None or self.batches > 0, "validation.batches", "positive or null", self.batches)
+
+
+@dataclass(kw_only=True)
+class EngineOptions:
+    """What runs the model, and how it trades memory for time."""
+
+    name: EngineName | None = None
+    """torch or bmtrain; when not given, what the environment variable MODEL_CENTER_ENGINE says, else torch."""
+    use_checkpoint: bool | None = None
+    """Compute activations again in backward, to save memory; by default on CUDA only."""
+    zero_level: Literal[2, 3] = 3
+    """With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its forward to its
+    backward pass."""
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            require_choice("engine.name", self.name, EngineName)
+        require(self.zero_level in (2, 3), "engine.zero_level", "2 or 3", self.zero_level)
+
+
+@dataclass(kw_only=True)
+class PretrainConfig:
+    """Pre-train a model of any family on indexed data sets."""
+
+    output: str
+    """Run directory; it must not exist yet, or be empty, unless a run in it is resumed."""
+    seed: int = 0
+    """Seed of the weights, of dropout and of the order of the samples."""
+    max_steps: int = 1000
+    """Training steps of the whole run."""
+    log_every: int = 10
+    """Print a line every so many steps where the output is not a terminal."""
+    model: PretrainModelOptions
+    """The model that is pre-trained, of any family."""
+    data: PretrainDataOptions
+    """Indexed data sets of token ids, and how they become samples."""
+    batch: BatchOptions = field(default_factory=BatchOptions)
+    """How many samples make a training step, and how many of them are computed at once."""
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    """AdamW, its learning-rate schedule and gradient clipping."""
+    checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
+    """When a run saves all it needs to go on, and what of it is kept."""
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    """When the run measures its loss on samples that it does not train on."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """What runs the model, and how it trades memory for time."""
+    watch: WatchOptions = field(default_factory=WatchOptions)
+    """What is done about losses that leap or are no numbers."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.output), "output", "a directory", self.output)
+        require(self.seed >= 0, "seed", "zero or positive", self.seed)
+        require(self.max_steps > 0, "max_steps", "positive", self.max_steps)
+        require(self.log_every > 0, "log_every", "positive", self.log_every)
+        warmup = self.optimizer.warmup_steps
+        if warmup is not None and warmup > self.max_steps:
+            raise ValueError(f"optimizer.warmup_steps must be at most max_steps ({self.max_steps}), but is {warmup}")
+
+    def resolved(self) -> "PretrainConfig":
+        """Return a copy that means the same from any working directory: local paths are absolute."""
+        text, tokenizer = self.data.text, _absolute_if_local(self.data.tokenizer)
+        text = None if text is None else _absolute(text)
+        return replace(
+            self,
+            output=_absolute(self.output),
+            model=replace(self.model, name=_absolute_if_local(self.model.name)),
+            data=replace(self.data, path=_absolute(self.data.path), text=text, tokenizer=tokenizer),
+        )
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, which `--config` reads."""
+        return to_yaml(self)
+
+
+def to_yaml(config: "FinetuneConfig | PretrainConfig") -> str:
+    """Return a configuration as YAML."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    """Compare runs in a table and a plot, whether they are finished, running or crashed."""
+
+    runs: list[str]
+    """Run directories."""
+    plot: str | None = None
+    """Picture to draw the losses of all runs into; its suffix decides the format, e.g. .png."""
+
+    def __post_init__(self) -> None:
+        suffixes = (".png", ".pdf", ".svg")
+        is_picture = self.plot is None or self.plot.endswith(suffixes)
+        require(is_picture, "plot", f"a file that ends in {', '.join(suffixes)}", self.plot)
 
 
 def _absolute(path: str) -> str:
