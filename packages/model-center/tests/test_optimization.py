@@ -37,6 +37,14 @@ def test_linear_schedule_by_hand() -> None:
     assert rates("linear", 5, 0.4) == pytest.approx([0.5e-3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 
+def test_warmup_in_steps_takes_the_place_of_the_ratio() -> None:
+    options = OptimizerOptions(learning_rate=1e-3, schedule="constant", warmup_ratio=0.5, warmup_steps=2)
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), options)
+    assert make_scheduler(optimizer, options, 8).current_lr == pytest.approx(0.5e-3)
+    with pytest.raises(ValueError, match=r"optimizer\.warmup_steps must be at most the run's 1 steps, but is 2"):
+        make_scheduler(optimizer, options, 1)
+
+
 def test_noam_schedule_by_hand() -> None:
     assert rates("noam", 8, 0.25) == pytest.approx(
         [0.5e-3, 1e-3, *(1e-3 * math.sqrt(2 / step) for step in range(3, 9))]

@@ -8,7 +8,7 @@ import torch
 from model_center.engine.lr_scheduler import Cosine, Linear, Noam, NoDecay, WarmupLRScheduler
 from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer
 
-from .configuration import OptimizerOptions
+from .configuration import OptimizerOptions, require
 
 FLOAT16_LOSS_SCALE = 2.0**16
 
@@ -25,9 +25,14 @@ def make_optimizer(model: torch.nn.Module, options: OptimizerOptions) -> AdamOpt
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, options: OptimizerOptions, total_steps: int) -> WarmupLRScheduler:
-    """Return the schedule for a run of `total_steps` steps, every one of which has a positive learning rate."""
+    """Return the schedule for a run of `total_steps` steps, every one of which has a positive learning rate.
+
+    Raises:
+        ValueError: the warm-up is longer than the run.
+    """
     classes: dict[str, type[Any]] = {"linear": Linear, "cosine": Cosine, "noam": Noam, "constant": NoDecay}
-    warmup = round(options.warmup_ratio * total_steps)
+    warmup = round(options.warmup_ratio * total_steps) if options.warmup_steps is None else options.warmup_steps
+    require(warmup <= total_steps, "optimizer.warmup_steps", f"at most the run's {total_steps} steps", warmup)
     rate = options.learning_rate
     if options.schedule == "noam":
         rate *= math.sqrt(max(1, warmup))  # the engine's start_lr is its highest rate times this

@@ -1,0 +1,109 @@
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+from model_center.recipe.configuration import (
+    BatchOptions,
+    CheckpointOptions,
+    EngineOptions,
+    OptimizerOptions,
+    PretrainConfig,
+    PretrainDataOptions,
+    PretrainModelOptions,
+    ValidationOptions,
+    WatchOptions,
+)
+
+
+def config(**changes: Any) -> PretrainConfig:
+    model, data = PretrainModelOptions(name="gpt2-base"), PretrainDataOptions(path="tokens", tokenizer="words")
+    return PretrainConfig(**{"output": "run", "model": model, "data": data} | changes)
+
+
+def parse(*arguments: str) -> PretrainConfig:
+    parser = ArgumentParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(PretrainConfig)
+    values = parser.instantiate(parser.parse_args(list(arguments)))
+    del values["config"]
+    return PretrainConfig(**vars(values))
+
+
+def test_options_of_the_model_by_name() -> None:
+    given = ["--output", "run", "--model.name", "gpt2-base", "--data.path", "tokens", "--data.tokenizer", "words"]
+    found = parse(*given, "--model.options.num_layers", "4", "--model.options.dropout_p", "0.0")
+    assert found == config(model=PretrainModelOptions(name="gpt2-base", options={"num_layers": 4, "dropout_p": 0.0}))
+
+
+def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words").mkdir()
+    model = PretrainModelOptions(name="t5-small", options={"num_encoder_layers": 2, "tied": True})
+    data = PretrainDataOptions(path="tokens", tokenizer="words", text="book.txt")
+    resolved = config(model=model, data=data, batch=BatchOptions(global_size=6)).resolved()
+    assert resolved.model == model
+    assert (resolved.output, resolved.data.path) == (str(tmp_path / "run"), str(tmp_path / "tokens"))
+    assert (resolved.data.text, resolved.data.tokenizer) == (str(tmp_path / "book.txt"), str(tmp_path / "words"))
+    Path("config.yaml").write_text(resolved.to_yaml())
+    monkeypatch.chdir("/")
+    assert parse("--config", str(tmp_path / "config.yaml")).resolved() == resolved
+    assert set(yaml.safe_load(resolved.to_yaml())) == {field.name for field in fields(PretrainConfig)}
+
+
+BAD: dict[str, Callable[[], object]] = {
+    r"model\.name must be a directory or the name of a published size": lambda: PretrainModelOptions(name=""),
+    r"model\.precision must be one of half, bf16, fp32, but is 'fp8'": lambda: PretrainModelOptions(
+        name="gpt2-base",
+        precision="fp8",  # type: ignore[arg-type]
+    ),
+    r"data\.objective must be one of causal, .*, but is 'magic'": lambda: replace(
+        config().data,
+        objective="magic",  # type: ignore[arg-type]
+    ),
+    r"data\.max_length must be at least 2, but is 1": lambda: replace(config().data, max_length=1),
+    r"data\.validation_share must be above 0 and below 1, but is 1\.0": lambda: replace(
+        config().data, validation_share=1.0
+    ),
+    r"data\.validation_name must differ from data\.name": lambda: replace(config().data, validation_name="train"),
+    r"data\.path must be given": lambda: replace(config().data, path=""),
+    r"batch\.global_size must be positive, but is 0": lambda: BatchOptions(global_size=0),
+    r"batch\.micro_size must be positive, but is -1": lambda: BatchOptions(micro_size=-1),
+    r"checkpoints\.every_steps must be positive or null, but is 0": lambda: CheckpointOptions(every_steps=0),
+    r"checkpoints\.every_minutes must be positive or null": lambda: CheckpointOptions(every_minutes=-1.0),
+    r"checkpoints\.keep_last must be positive": lambda: CheckpointOptions(keep_last=0),
+    r"validation\.every_steps must be positive": lambda: ValidationOptions(every_steps=0),
+    r"validation\.batches must be positive or null": lambda: ValidationOptions(batches=0),
+    r"engine\.name must be one of torch, bmtrain": lambda: EngineOptions(name="jax"),  # type: ignore[arg-type]
+    r"engine\.zero_level must be 2 or 3": lambda: EngineOptions(zero_level=1),  # type: ignore[arg-type]
+    r"watch\.window must be above 1": lambda: WatchOptions(window=1),
+    r"max_steps must be positive, but is 0": lambda: config(max_steps=0),
+    r"seed must be zero or positive": lambda: config(seed=-1),
+    r"output must be a directory": lambda: config(output=""),
+    r"optimizer\.warmup_steps must be at most max_steps \(10\), but is 11": lambda: config(
+        max_steps=10, optimizer=OptimizerOptions(warmup_steps=11)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_values(message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BAD[message]()
+
+
+def test_every_option_has_a_description() -> None:
+    source = Path(str(__import__("model_center.recipe.configuration", fromlist=[""]).__file__)).read_text()
+
+    def check(kind: Any) -> None:
+        for field in fields(kind):
+            described = source.partition(f"class {kind.__name__}")[2].partition(f"\n    {field.name}: ")[2]
+            assert described.partition("\n")[2].lstrip().startswith('"""'), f"{kind.__name__}.{field.name}"
+            if is_dataclass(field.type):
+                check(field.type)
+
+    check(PretrainConfig)
