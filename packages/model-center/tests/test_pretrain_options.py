@@ -22,7 +22,8 @@ from model_center.recipe.configuration import (
 
 def config(**changes: Any) -> PretrainConfig:
     model, data = PretrainModelOptions(name="gpt2-base"), PretrainDataOptions(path="tokens", tokenizer="words")
-    return PretrainConfig(**{"output": "run", "model": model, "data": data} | changes)
+    options: dict[str, Any] = {"output": "run", "model": model, "data": data}
+    return PretrainConfig(**options | changes)
 
 
 def parse(*arguments: str) -> PretrainConfig:
