@@ -191,7 +191,7 @@ class StackModel(BaseModel):
     def _position_bias(self, positions: Tensor, offset: int, hidden_states: Tensor) -> Tensor | RotaryPositions | None:
         seq_len = hidden_states.shape[1]
         if self.config.pos_bias_type == "relative":
-            bias: Tensor = self.position_bias(seq_len, offset + seq_len, offset)
+            bias: Tensor = self.position_bias.by_distance(seq_len, offset + seq_len, offset)
             return bias
         if self.config.pos_bias_type == "rotary":
             return self.rotary_embedding.positions(positions, hidden_states.dtype)
