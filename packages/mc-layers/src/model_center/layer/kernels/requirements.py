@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -14,6 +17,17 @@ _OLDEST_GPU = (8, 0)
 _LARGEST_HEAD = 128
 
 _logger = logging.getLogger(__name__)
+_meta_is_gpu: ContextVar[bool] = ContextVar("_meta_is_gpu", default=False)
+
+
+@contextmanager
+def meta_stands_for_gpu() -> Iterator[None]:
+    """Let tensors without data, on the meta device, take the way of those on a current GPU: to see what that needs."""
+    token = _meta_is_gpu.set(True)
+    try:
+        yield
+    finally:
+        _meta_is_gpu.reset(token)
 
 
 def fused_kernels_take(x: Tensor, dim_head: int) -> bool:
@@ -22,6 +36,8 @@ def fused_kernels_take(x: Tensor, dim_head: int) -> bool:
     If not, that is logged, once for each reason.
     """
     dtype = x.dtype
+    if x.device.type == "meta":
+        return _meta_is_gpu.get() and dtype in _HALF_TYPES and dim_head <= _LARGEST_HEAD and _has_triton()
     if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
     suits: bool = _suit(x.device, dtype, dim_head)
@@ -41,7 +57,7 @@ def _suit(device: torch.device, dtype: torch.dtype, dim_head: int) -> bool:
 def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"the device is {device.type}, not an NVIDIA GPU"
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "the package triton is not installed"
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST_GPU:
@@ -51,6 +67,10 @@ def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | 
     if dim_head > _LARGEST_HEAD:
         return f"`dim_head` is {dim_head}, greater than {_LARGEST_HEAD}"
     return None
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @cache
