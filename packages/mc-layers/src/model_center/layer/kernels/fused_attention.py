@@ -52,8 +52,7 @@ PLANS: dict[int, Plan] = {
     64: Plan(Tiles(128, 64, 4, 3), Tiles(64, 128, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 64, 4, 3)),
     128: Plan(Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 2), Tiles(128, 64, 8, 2), Tiles(64, 64, 4, 2)),
 }
-"""By the smallest power of two, 64 at least, that holds a head; measured on an H200."""
-LARGEST_DIM = max(PLANS)
+"""By the smallest power of two, 64 at least, that holds a head."""
 
 
 def fused_attention(
