@@ -100,7 +100,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """Return the file's content, which ends with a checksum of the rest."""
         content = {"format": MANIFEST_FORMAT, "version": MANIFEST_VERSION, **asdict(self)}
-        return json.dumps(content | {"checksum": _checksum(content)}, indent=1, ensure_ascii=False).encode() + b"\n"
+        return json.dumps(content | {"checksum": checksum_of(content)}, indent=1, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes, path: Path) -> Manifest:
@@ -123,12 +123,12 @@ class Manifest:
             raise IndexedDatasetError(
                 f"{path}: this reader knows {MANIFEST_FORMAT!r} version {MANIFEST_VERSION}, found {name!r} {version!r}"
             )
-        if checksum != _checksum({"format": name, "version": version, **content}):
+        if checksum != checksum_of({"format": name, "version": version, **content}):
             raise IndexedDatasetError(f"{path}: damaged: its content does not have the checksum {checksum!r}")
         content["files"] = {suffix: FileRecord(**record) for suffix, record in content["files"].items()}
         return cls(**content)
 
 
-def _checksum(content: Mapping[str, Any]) -> str:
-    """Return the CRC-32 of a canonical form."""
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of the canonical form of what JSON can hold."""
     return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
