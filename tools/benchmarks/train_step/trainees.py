@@ -1,0 +1,104 @@
+"""A model with its optimizer, ours or Transformers', that does training steps."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from model_center import engine as bmt
+from model_center.model import Config, families
+
+from .batches import Batch
+from .workloads import Setting, Workload
+
+MAX_NORM = 1.0
+OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 1e-2}
+
+
+class Trainee(Protocol):
+    """What is measured."""
+
+    config: Config
+    module: torch.nn.Module
+
+    def step(self, batch: Batch) -> Tensor:
+        """One training step; returns the mean loss of the batch, without waiting for it."""
+
+
+class Ours:
+    """A public model under a public engine."""
+
+    def __init__(self, workload: Workload, setting: Setting) -> None:
+        chosen: dict[str, Any] = {"compile": setting.compiled, "deterministic": setting.deterministic}
+        asked = {name: value for name, value in chosen.items() if value}
+        bmt.init_distributed(seed=0, engine=setting.engine, use_checkpoint=setting.recomputed, **asked)
+        self.family = workload.family
+        self.config = workload.config(getattr(torch, setting.dtype))
+        self.module: Any = families[workload.family](self.config)
+        offloaded, on_device = bmt.optim.AdamOffloadOptimizer, bmt.optim.AdamOptimizer
+        self.optimizer = (offloaded if setting.offloaded else on_device)(self.module.parameters(), **OPTIONS)
+        self.manager = bmt.optim.OptimManager()
+        self.manager.add_optimizer(self.optimizer)
+
+    def step(self, batch: Batch) -> Tensor:
+        """As a user writes it."""
+        self.manager.zero_grad()
+        hidden_states = self.module(**batch.ours(self.family)).last_hidden_state
+        loss: Tensor = self.module.summed_loss(hidden_states, batch.labels) / batch.targets
+        self.manager.backward(loss)
+        self.manager.clip_grad_norm(self.optimizer.param_groups, max_norm=MAX_NORM)
+        self.manager.step()
+        return loss.detach()
+
+
+class Theirs:
+    """A model of Transformers: float32 weights, bfloat16 autocast, fused AdamW; FSDP2 in several processes."""
+
+    def __init__(self, workload: Workload, setting: Setting) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+        bmt.init_distributed(seed=0, engine="torch")
+        self.device, self.family = bmt.current_engine().device, workload.family
+        self.config = workload.config(torch.float32)
+        theirs = self.config.checked_huggingface()
+        config = AutoConfig.for_model(theirs.pop("model_type"), **theirs, embd_pdrop=0.0, use_cache=False)
+        automatic = {"bert": AutoModelForMaskedLM, "gpt2": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}
+        with self.device:
+            self.module: Any = automatic[workload.family].from_config(config, attn_implementation=setting.attention)
+        self.module.train()
+        if setting.recomputed:
+            self.module.gradient_checkpointing_enable({"use_reentrant": False})
+        if bmt.world_size() > 1:
+            _shard(self.module, getattr(torch, setting.dtype))
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True, **OPTIONS)
+        self.run = torch.compile(self.module) if setting.compiled else self.module
+        self.dtype = getattr(torch, setting.dtype)
+
+    def step(self, batch: Batch) -> Tensor:
+        """As Transformers' users write it."""
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            loss: Tensor = self.run(**batch.transformers(self.family)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), MAX_NORM)
+        self.optimizer.step()
+        return loss.detach()
+
+
+def _shard(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=dtype)
+    blocks: Iterable[Any] = (
+        layer for part in module.modules() if isinstance(part, torch.nn.ModuleList) for layer in part
+    )
+    for block in list(blocks):
+        if type(block).__name__ in ("BertLayer", "GPT2Block", "T5Block"):
+            fully_shard(block, mp_policy=policy)
+    fully_shard(module, mp_policy=policy)
+
+
+def make_trainee(workload: Workload, setting: Setting) -> Trainee:
+    """The model of a workload, run as the setting says."""
+    return (Ours if setting.side == "ours" else Theirs)(workload, setting)
