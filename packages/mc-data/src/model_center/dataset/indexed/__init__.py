@@ -6,7 +6,9 @@ from .format import IndexedDatasetError, best_fitting_dtype
 from .manifest import Manifest
 from .objectives import CausalLM, ContextSpan, MaskedLM, ObjectiveDataset, PrefixLM, SpanCorruption
 from .packing import FullRows, PairedDataset, pack_samples
+from .permutation import Permutation
 from .reader import MMapIndexedDataset
+from .row_packing import pack_rows
 from .verification import repair_dataset, verify_dataset
 
 __all__ = [
@@ -21,10 +23,12 @@ __all__ = [
     "MaskedLM",
     "ObjectiveDataset",
     "PairedDataset",
+    "Permutation",
     "PrefixLM",
     "SpanCorruption",
     "best_fitting_dtype",
     "make_builder",
+    "pack_rows",
     "pack_samples",
     "repair_dataset",
     "verify_dataset",

@@ -85,7 +85,7 @@ class ObjectiveDataset(Sequence[Sample]):
 
 def next_tokens(tokens: IntArray) -> IntArray:
     """Return, for each position, the id that follows; nothing follows the last one."""
-    return np.append(tokens[1:], IGNORED)
+    return np.append(tokens[1:], IGNORED)[: len(tokens)]
 
 
 @dataclass(frozen=True)
@@ -219,11 +219,21 @@ class SpanCorruption:
                 f"`share` must lie between 0 and 1, `mean_span` be at least 1: {self.share}, {self.mean_span}"
             )
 
+    def lengths(self, length: int) -> tuple[int, int]:
+        """Return how many tokens encoder and decoder get of a sequence of `length` tokens."""
+        gone, spans = self._counts(length)
+        return length - gone + spans + 1, gone + spans + 1
+
+    def _counts(self, length: int) -> tuple[int, int]:
+        """Return how many tokens go, in how many spans."""
+        gone = min(max(1, round(length * self.share)), max(1, length - 1), length)
+        spans = min(max(1, round(gone / self.mean_span)), max(1, length - gone), len(self.sentinel_ids))
+        return gone, min(spans, max(1, gone))
+
     def __call__(self, tokens: IntArray, random: np.random.Generator) -> Sample:
         """Return `input_ids` for the encoder, and `decoder_input_ids` and `labels` of another, common length."""
         length = len(tokens)
-        gone = min(max(1, round(length * self.share)), max(1, length - 1))
-        spans = min(max(1, round(gone / self.mean_span)), gone, max(1, length - gone), len(self.sentinel_ids))
+        gone, spans = self._counts(length)
         # Kept and gone pieces alternate, kept first; each has at least one token where there are enough.
         kept_lengths, gone_lengths = _pieces(length - gone, spans, random), _pieces(gone, spans, random)
         inputs: list[Array] = []

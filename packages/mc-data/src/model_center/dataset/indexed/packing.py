@@ -52,6 +52,7 @@ class FullRows(Sequence[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"the index must lie in [-{len(self)}, {len(self)}), but is {index}")
         begin = index % len(self) * self.length
+        self.source.touched(1, self.length)
         tokens = self.source.tokens[begin : begin + self.length + 1].astype(np.int64)
         places = np.arange(begin, begin + self.length)
         number = np.searchsorted(self._starts, np.append(places, begin + self.length), side="right")
