@@ -2,9 +2,10 @@
 
     python3 integration_tests/run_gpu.py report.json --wheels .whl
 
-The machine has Python 3.12, PyTorch for its GPUs, Transformers and pytest. Our packages run from this checkout; other
-packages that are missing (bmtrain, jieba, jsonargparse, …) come as wheels in a folder. Options that are not named
-here go to pytest, for instance `-k curves`.
+The machine has Python 3.12, PyTorch for its GPUs, Transformers and pytest, perhaps with pytest-xdist for `--workers`.
+Our packages run from this checkout; other packages that are missing (bmtrain, jieba, jsonargparse, …) come as wheels in
+a folder, and golden files in another one. Options that are not named here go to pytest, for instance `-k curves`. The
+report is written again after each test, so that a run which is cut short leaves one, too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 import tomllib
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,10 +40,24 @@ markers =
 
 
 class Recorder:
-    """A pytest plugin that notes what became of each test."""
+    """A pytest plugin that writes down what became of each test, as soon as it is known."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.started = time.time()
         self.tests: list[dict[str, Any]] = []
+        self.machine = machine()
+
+    def write(self, exit_code: int | None = None) -> None:
+        """Writes the report; without an exit code the run is not over."""
+        report = {
+            "exit_code": exit_code,
+            "seconds": round(time.time() - self.started, 1),
+            "outcomes": Counter(test["outcome"] for test in self.tests),
+            "machine": self.machine,
+            "tests": self.tests,
+        }
+        self.path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
@@ -53,6 +69,7 @@ class Recorder:
         elif report.failed:
             note["error"] = report.longreprtext[-4000:]
         self.tests.append(note)
+        self.write()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -63,24 +80,50 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("report", type=Path, help="the JSON file to write")
     parser.add_argument("--wheels", type=Path, help="folder of wheels of packages that are not installed here")
+    parser.add_argument("--shared", type=Path, help="folder of golden files, where they are not beside the checkout")
+    parser.add_argument("--workers", type=int, default=1, help="tests that run at a time; above 1 with pytest-xdist")
+    parser.add_argument("--files", type=Path, nargs="+", help="run these files only, all in one process")
     options, for_pytest = parser.parse_known_args()
-    started = time.time()
+    if options.shared:
+        os.environ["MODEL_CENTER_SHARED"] = str(options.shared.resolve())
     with tempfile.TemporaryDirectory(prefix="model-center-") as temporary:
         use(make_site(Path(temporary) / "site", options.wheels))
         configuration = Path(temporary) / "pytest.ini"
         configuration.write_text(CONFIGURATION, encoding="utf-8")
-        recorder = Recorder()
-        where = ["-c", str(configuration), f"--rootdir={ROOT}", "-m", "gpu", *for_pytest]
-        code = pytest.main([*where, *map(str, gpu_tests())], plugins=[recorder])
-        report = {
-            "exit_code": int(code),
-            "seconds": round(time.time() - started, 1),
-            "outcomes": Counter(test["outcome"] for test in recorder.tests),
-            "machine": machine(),
-            "tests": recorder.tests,
-        }
-    options.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return int(code)
+        recorder = Recorder(options.report)
+        arguments = ["-c", str(configuration), f"--rootdir={ROOT}", "-m", "gpu", *for_pytest]
+        if options.files:
+            code = int(pytest.main([*arguments, *map(str, options.files)], plugins=[recorder]))
+        else:
+            with alone(options.report, for_pytest) as other:
+                together = [str(file) for file in gpu_tests() if not runs_alone(file)]
+                workers = ["--numprocesses", str(options.workers), "--dist=loadgroup"] if options.workers > 1 else []
+                code = int(pytest.main([*arguments, *workers, *together], plugins=[recorder]))
+            recorder.tests += other["tests"]
+            code = code or other["exit_code"]
+        recorder.write(code)
+    return code
+
+
+def runs_alone(file: Path) -> bool:
+    """Whether tests start BMTrain in their own process, which then runs no other engine."""
+    return "bmtrain" in file.stem
+
+
+@contextlib.contextmanager
+def alone(report: Path, for_pytest: list[str]) -> Iterator[dict[str, Any]]:
+    """Runs the files that need a process of their own beside the others; their report is there afterwards."""
+    files = [str(file) for file in gpu_tests() if runs_alone(file)]
+    path = report.with_name(f"{report.stem}-bmtrain.json")
+    process = subprocess.Popen([sys.executable, __file__, str(path), *for_pytest, "--files", *files])
+    found: dict[str, Any] = {"tests": [], "exit_code": 1}
+    try:
+        yield found
+    finally:
+        process.wait()
+        if path.exists():
+            found |= json.loads(path.read_text(encoding="utf-8"))
+            path.unlink()
 
 
 def make_site(site: Path, wheels: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -52,10 +53,21 @@ def trained(folder: Path, engine: str, processes: int) -> tuple[Job, dict[str, d
     return job, job.launch(processes)
 
 
+def launch_group(engine: str, processes: int) -> pytest.MarkDecorator:
+    """Tests of one launch run in one worker of pytest-xdist, so that it is made once."""
+    return pytest.mark.xdist_group(f"{engine} {processes}")
+
+
+LAUNCHES = [
+    pytest.param(engine, processes, marks=launch_group(engine, processes))
+    for engine in ENGINES
+    for processes in PROCESSES
+]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("processes", PROCESSES)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("engine", "processes"), LAUNCHES)
 def test_curves_follow_plain_pytorch(folder: Path, engine: str, processes: int, family: str, dtype: str) -> None:
     require(engine, processes)
     _, curves = trained(folder, engine, processes)
@@ -81,7 +93,10 @@ def test_settings_do_not_change_the_curves(folder: Path, engine: str, variant: s
 
 
 @pytest.mark.parametrize("reader", [(engine, processes) for engine in ENGINES for processes in (1, 4)], ids=str)
-@pytest.mark.parametrize("writer", [("torch", 2), ("bmtrain", 2)], ids=str)
+@pytest.mark.parametrize(
+    "writer",
+    [pytest.param((engine, 2), marks=launch_group(engine, 2), id=f"{engine}-2") for engine in ENGINES],
+)
 def test_any_engine_loads_the_checkpoints_of_any_other(
     folder: Path, writer: tuple[str, int], reader: tuple[str, int]
 ) -> None:
@@ -138,12 +153,19 @@ def test_bmtrain_and_torch_are_not_mixed(engine: str) -> None:
         capture_output=True,
         text=True,
         timeout=180,
-        env={**os.environ, **environment, "MASTER_ADDR": "localhost", "MASTER_PORT": "29611"},
+        env={**os.environ, **environment, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())},
     )
     if engine == "bmtrain":
         assert done.stdout.endswith("bmtrain\n"), done.stderr
     else:
         assert "`engine` must be 'bmtrain', which already runs in this process, but is 'torch'" in done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def torchrun(

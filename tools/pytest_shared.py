@@ -1,11 +1,12 @@
 """Pytest plugin of the whole workspace: the shared material beside the checkout, and the same signals everywhere."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("MODEL_CENTER_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
 
 def pytest_configure() -> None:
@@ -16,7 +17,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder `shared` beside the checkout (golden files, real data); skips where it is missing."""
+    """Golden files and real data: `MODEL_CENTER_SHARED`, else `shared` beside the checkout; skips without it."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared material, expected at {SHARED}")
     return SHARED

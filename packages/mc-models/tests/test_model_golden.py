@@ -97,7 +97,7 @@ def train(model: BaseModel, batches: list[Any]) -> tuple[list[float], list[float
             logits, targets = model(batch, return_logits=True), batch
         else:
             source, targets = batch
-            lengths = [torch.full(tensor.shape[:1], tensor.shape[1]) for tensor in batch]
+            lengths = [torch.full(tensor.shape[:1], tensor.shape[1], device=tensor.device) for tensor in batch]
             logits = model(source, lengths[0], targets, lengths[1])
         loss = loss_function(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
         manager.zero_grad()
