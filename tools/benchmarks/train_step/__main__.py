@@ -9,6 +9,7 @@ Each setting runs in processes of its own. They set up (and compile) together an
 import argparse
 import json
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -208,4 +209,5 @@ def machine() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("interrupted"))  # so that workers end, too
     raise SystemExit(Benchmark(parser().parse_args()).run())

@@ -91,12 +91,12 @@ class WorkerProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process in self._processes:
             assert process.stdin is not None
             try:
                 process.stdin.close()  # which ends it
-                process.wait(timeout=20)
+                process.wait(timeout=20 if kind is None else 0)
             except (BrokenPipeError, subprocess.TimeoutExpired):
                 process.kill()
                 process.wait()
