@@ -1,11 +1,13 @@
-"""A tiny model in training, whose checkpoints are tested; as a script, one of several processes, or one to be killed.
+"""A tiny model in training, whose checkpoints are tested, and processes that train it or are killed while they do."""
 
-python checkpoint_training.py DIRECTORY sync|async      saves every step until it is killed
-torchrun --nproc_per_node N checkpoint_training.py FOLDER WHAT
-"""
-
+import multiprocessing
+import os
 import random
-import sys
+import signal
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +18,31 @@ from model_center import engine
 from model_center.engine.lr_scheduler import Linear
 from model_center.engine.optim import AdamOptimizer, OptimManager
 from model_center.model import GPT2, GPT2Config
-from model_center.recipe.checkpoints import CheckpointStore, TrainingState
+from model_center.recipe.checkpoints import CheckpointStore, TrainingState, find_newest
 
 WORDS, LENGTH, ROWS = 19, 6, 4
 
+# Processes are forked from one that has imported everything and has no threads.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["model_center.engine.fsdp_engine", "model_center.recipe.checkpoints"])
 
-def make_state(**changes: Any) -> TrainingState:
+
+def make_state(dtype: torch.dtype = torch.float32, **changes: Any) -> TrainingState:
     """A fresh model of odd sizes, so that shards differ, with two parameter groups."""
     sizes = {"vocab_size": WORDS, "dim_model": 10, "num_heads": 2, "dim_head": 5, "dim_ff": 14, "num_layers": 2}
     spread = {"emb_init_std": 0.5, "att_init_std": 0.3, "ffn_init_std": 0.3, "pos_init_std": 0.1}
     torch.manual_seed(1)
-    model = GPT2(GPT2Config(**{**sizes, **spread, "position_size": 8, "dropout_p": 0.1, **changes}))
+    model = GPT2(GPT2Config(**{**sizes, **spread, "position_size": 8, "dropout_p": 0.1, "dtype": dtype, **changes}))
     parameters = list(model.parameters())
-    groups = [{"params": parameters[::2]}, {"params": parameters[1::2], "weight_decay": 0.1}]
+    groups: list[dict[str, Any]] = [{"params": parameters[::2]}, {"params": parameters[1::2], "weight_decay": 0.1}]
     optimizer = AdamOptimizer(groups, lr=1e-2)
     manager = OptimManager(loss_scale=8.0, loss_scale_steps=3)
-    manager.add_optimizer(optimizer, Linear(optimizer, 1e-2, 2, 50, num_iter=1))
+    manager.add_optimizer(optimizer, Linear(optimizer, 1e-2, 2, 5000, num_iter=1))
     return TrainingState(model, None, manager)
 
 
 def train(state: TrainingState, steps: int) -> list[float]:
-    """Train on random ids that all three generators have a part in; the same rows on every process."""
+    """Train on ids that all three random generators have a part in."""
     losses = []
     state.model.train()
     for _ in range(steps):
@@ -52,28 +58,113 @@ def train(state: TrainingState, steps: int) -> list[float]:
 
 
 def contents(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Every weight and every tensor of the optimizer, whole, on rank 0."""
+    """Every weight and every tensor of the optimizer, whole, on the first process."""
     held = {f"model {name}": tensor.clone() for name, tensor in engine.current_engine().state_dict(state.model).items()}
     for index, states in state.optimizers[0].state_dict()["state"].items():
         held |= {f"{index} {name}": tensor.clone() for name, tensor in states.items()}
     return held
 
 
-def save_until_killed(directory: Path, *, asynchronous: bool) -> None:
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Bit by bit."""
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
+def seed() -> None:
+    """Seed all random generators."""
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 - what data code shares
+    random.seed(3)
+
+
+def save_until_killed(directory: Path, asynchronous: bool, told: Connection) -> None:
+    """Go on from the newest checkpoint, save after every step, and tell which steps are complete."""
+    torch.set_num_threads(1)
     state = make_state()
-    with CheckpointStore(directory, keep_last=2, keep_best=True, asynchronous=asynchronous) as store:
-        newest = store.newest(verify=True).path
-        step = 0 if newest is None else store.load(newest, state)["step"]
-        while True:
-            train(state, 1)
-            step += 1
-            state.progress = {"step": step}
-            store.save(state, step=step, config="x: 1\n", score=1 / (1 + step % 7))
-            if not asynchronous or step % 3 == 0:
-                store.wait()
-                sys.stdout.write(f"{step}\n")  # complete from here on
-                sys.stdout.flush()
+    seed()
+    store = CheckpointStore(directory, keep_last=2, keep_best=True, asynchronous=asynchronous)
+    newest = store.newest(verify=True)
+    assert not newest.damaged, newest
+    step = 0 if newest.path is None else store.load(newest.path, state)["step"]
+    told.send(step)
+    while True:
+        train(state, 1)
+        step += 1
+        state.progress = {"step": step}
+        store.save(state, step=step, config="x: 1\n", score=1 / (1 + step % 7))
+        if asynchronous and step % 3:
+            continue
+        store.wait()
+        told.send(step)
 
 
-if __name__ == "__main__":
-    save_until_killed(Path(sys.argv[1]), asynchronous=sys.argv[2] == "async")
+def kill_savers(directory: Path, kills: int, *, asynchronous: bool, number: int = 0) -> dict[str, int]:
+    """Kill processes that save, at random moments, and check after each what is there.
+
+    Returns:
+        How many were killed, the newest step, and how many kills left something unfinished behind.
+    """
+    chance = random.Random(number)
+    interrupted = step = 0
+    for _ in range(kills):
+        receiver, sender = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=save_until_killed, args=(directory, asynchronous, sender))
+        process.start()
+        sender.close()
+        told = receiver.recv()
+        assert told == step, f"went on from step {told} where {step} was the newest"
+        time.sleep(chance.uniform(0, 0.15))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        while receiver.poll():
+            try:
+                told = receiver.recv()
+            except EOFError:
+                break
+        found = find_newest(directory, verify=True)
+        assert not found.damaged, found
+        step = 0 if found.path is None else int(found.path.name.removeprefix("step-"))
+        assert step >= told, f"step {told} was complete, but the newest is {step}"
+        interrupted += directory.exists() and any(directory.glob(".step-*"))
+    state, straight = make_state(), make_state()
+    store = CheckpointStore(directory, keep_last=2, keep_best=True, asynchronous=False)
+    newest = store.newest(verify=True).path
+    assert newest is not None
+    assert store.load(newest, state) == {"step": step}
+    seed()
+    train(straight, step)
+    assert_equal(contents(state), contents(straight))
+    assert not any(directory.glob(".step-*"))
+    return {"kills": kills, "newest step": step, "unfinished": interrupted}
+
+
+def run_processes(work: Callable[..., None], world_size: int, *args: Any) -> None:
+    """Run a function in several processes that are each other's partners under the engine."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    processes = [
+        PROCESSES.Process(target=_run, args=(work, rank, world_size, port, args)) for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world_size
+
+
+def _run(work: Callable[..., None], rank: int, world_size: int, port: str, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+    os.environ |= {name: str(number) for name, number in places.items()}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+    engine.init_distributed(seed=3)
+    random.seed(rank)
+    np.random.seed(rank)  # noqa: NPY002 - what data code shares
+    work(*args)
+    engine.synchronize()

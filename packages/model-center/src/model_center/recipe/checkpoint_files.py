@@ -177,8 +177,10 @@ def find_newest(directory: Path, *, verify: bool = False) -> Found:
     damaged: list[Damage] = []
     for path, _ in checkpoints_in(directory):
         damages = damages_of(path, verify=verify and newest is None)
+        if damages:  # or it was being replaced or removed
+            damages = damages_of(path, verify=verify and newest is None)
         if not path.exists():
-            continue  # removed in the meantime
+            continue
         damaged += damages
         if newest is None and not damages:
             newest = path
@@ -280,7 +282,7 @@ def prune(directory: Path, *, keep_last: int, keep_best: bool) -> None:
         if manifest is not None and not damages_of(path, verify=False)
     ]
     kept = {path for path, _ in whole[:keep_last]}
-    scored = [(manifest.score, -manifest.sequence, path) for path, manifest in whole if manifest.score is not None]
+    scored = [(manifest.score, manifest.sequence, path) for path, manifest in whole if manifest.score is not None]
     if keep_best and scored:
         kept.add(min(scored)[2])
     for path, _ in whole:
@@ -300,6 +302,6 @@ def as_json(content: Any) -> bytes:
         ValueError: JSON cannot hold it.
     """
     try:
-        return (json.dumps(content, indent=1) + "\n").encode()
+        return (json.dumps(content, indent=2) + "\n").encode()
     except TypeError as error:
         raise ValueError(f"what training keeps must be values that JSON can hold: {error}") from error

@@ -101,7 +101,7 @@ class CheckpointStore:
             together(lambda: writing.open(state, layout, config))
             together(writing.join)
         except (OSError, ValueError):
-            writing.clean_up()
+            _clean_up(writing)
             raise
         self._pending = writing
         if self._asynchronous:
@@ -124,7 +124,7 @@ class CheckpointStore:
         try:
             raise_together(writing.error)
         finally:
-            writing.clean_up()
+            _clean_up(writing)
 
     def close(self) -> None:
         """Wait as `wait` does. Nothing needs closing after an error."""
@@ -187,6 +187,11 @@ class CheckpointStore:
         saved = together(lambda: SavedTraining(path, manifest))
         together(lambda: saved.check(state))
         return saved.restore(state)
+
+
+def _clean_up(writing: Writing) -> None:
+    writing.clean_up()
+    synchronize()  # so that nobody sees what is being removed
 
 
 def _checked_manifest(path: Path) -> Manifest:
