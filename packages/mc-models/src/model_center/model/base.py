@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from model_center.engine import current_engine, rank, synchronize
 from model_center.layer import Module, select
 from model_center.model.checkpoint import MAX_FILE_BYTES, Checkpoint, write_checkpoint
 from model_center.model.config import Config, is_huggingface
+from model_center.model.output_projection import OutputProjection, labelled
 from model_center.model.rules import Rule, Table, expand
 from model_center.model.source import CONFIG_NAME, read_config, read_json, resolve
 from model_center.model.transfer import Exported, WeightImport
@@ -58,6 +60,33 @@ class BaseModel(Module):
         self._check_class(config)
         config.validate()
         self.config = config
+
+    def output_projection_of(self, hidden_states: Tensor) -> OutputProjection:
+        """What the head makes of hidden states (…, dim_model), before its scores are computed."""
+        raise NotImplementedError
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Scores of the head for the outputs' `last_hidden_state`: (…, dim_model) to (…, vocab_size or cls_head)."""
+        return self.output_projection_of(hidden_states).scores()
+
+    def summed_loss(self, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy of the head's scores, summed over the positions that have a label.
+
+        Scores are computed at these positions only, and never all at once, forward and backward.
+
+        Args:
+            hidden_states: (…, dim_model), the outputs' `last_hidden_state`.
+            labels: (…) class indices, -100 where there is nothing to predict. On the CPU they spare the host the wait
+                for the number of labels.
+
+        Returns:
+            A scalar, float32 (float64 in a float64 model); 0 without any label. Divide it by what you want a mean over.
+
+        Raises:
+            ValueError: the shapes do not fit, or (on the CPU) a label is no class.
+        """
+        rows, labels = labelled(hidden_states, labels)
+        return self.output_projection_of(rows).summed_loss(labels)
 
     @classmethod
     def _check_class(cls, config: Config) -> None:

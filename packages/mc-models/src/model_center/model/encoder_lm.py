@@ -9,6 +9,7 @@ from torch import Tensor
 from model_center.engine import Constant
 from model_center.layer import ACTIVATIONS, Embedding, KeyValueCache, LayerNorm, Linear, Module, StackOutput
 from model_center.model.base import build
+from model_center.model.output_projection import OutputProjection
 from model_center.model.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from model_center.model.stack_model import StackConfig, StackModel
 
@@ -58,14 +59,13 @@ class LMHead(Module):
         elif config.proj_bias:
             self.decoder = OutputBias(config.vocab_size, config.dtype)
 
-    def forward(self, hidden_states: Tensor, embedding: Embedding) -> Tensor:
-        """Scores (batch, seq_len, dim_model) against the vocabulary; `embedding` is the projection of a tied model."""
+    def forward(self, hidden_states: Tensor, embedding: Embedding) -> OutputProjection:
+        """The projection of (…, dim_model) onto the vocabulary; `embedding` is that of a tied model."""
         hidden_states = self.layer_norm(self.activation(self.dense(hidden_states)))
         if isinstance(self.decoder, Linear):
-            logits: Tensor = self.decoder(hidden_states)
-            return logits
-        logits = embedding.projection(hidden_states)
-        return logits if self.decoder is None else logits + self.decoder.bias
+            return OutputProjection.through(self.decoder, hidden_states)
+        bias = None if self.decoder is None else self.decoder.bias
+        return OutputProjection.through(embedding, hidden_states, bias=bias)
 
 
 class EncoderLM(StackModel):
@@ -109,11 +109,9 @@ class EncoderLM(StackModel):
             cross_attentions=output.cross_attentions,
         )
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Scores of the head for hidden states (batch, seq_len, dim_model)."""
-        scores: Tensor
-        if self.config.cls_head is None:
-            scores = self.lm_head(hidden_states, self.input_embedding)
-        else:
-            scores = self.cls_projection(hidden_states)
-        return scores
+    def output_projection_of(self, hidden_states: Tensor) -> OutputProjection:
+        """That of the masked-language-model head or the classification head."""
+        if self.config.cls_head is not None:
+            return OutputProjection.through(self.cls_projection, hidden_states)
+        projection: OutputProjection = self.lm_head(hidden_states, self.input_embedding)
+        return projection

@@ -7,6 +7,7 @@ from torch import Tensor
 from model_center.layer import Embedding, Linear
 from model_center.model.base import BaseModel, build
 from model_center.model.config import Config
+from model_center.model.output_projection import OutputProjection
 
 
 class ProjectionHead(BaseModel):
@@ -23,16 +24,9 @@ class ProjectionHead(BaseModel):
         elif not config.tied:
             self.output_projection = build(Linear, config, "proj_", dim_in=config.dim_model, dim_out=config.vocab_size)
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Scores (batch, seq_len, vocab_size or cls_head) of hidden states (batch, seq_len, dim_model)."""
-        scores: Tensor
+    def output_projection_of(self, hidden_states: Tensor) -> OutputProjection:
+        """The classification head, the output projection, or that onto the tied embedding."""
         if self.config.cls_head is not None:
-            scores = self.cls_projection(hidden_states)
-            return scores
-        if self.config.tied:
-            scores = self.input_embedding.projection(hidden_states)
-        else:
-            scores = self.output_projection(hidden_states)
-        if self.config.padding_ids:
-            scores[..., -self.config.padding_ids :] = float("-inf")
-        return scores
+            return OutputProjection.through(self.cls_projection, hidden_states)
+        layer = self.input_embedding if self.config.tied else self.output_projection
+        return OutputProjection.through(layer, hidden_states, padding_ids=self.config.padding_ids)

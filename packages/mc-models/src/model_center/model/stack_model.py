@@ -166,10 +166,6 @@ class StackModel(BaseModel):
         """The family's output object."""
         raise NotImplementedError
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Scores of the head for hidden states (batch, seq_len, dim_model)."""
-        raise NotImplementedError
-
     def _positions(self, position_ids: Tensor | None, offset: int, hidden_states: Tensor) -> Tensor:
         """The positions, (seq_len,) or (batch, seq_len); checked against the number of embeddings."""
         seq_len, size = hidden_states.shape[1], self.config.position_size

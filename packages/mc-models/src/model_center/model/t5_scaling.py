@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model_center.engine import current_engine
 from model_center.model.base import Stored
+from model_center.model.output_projection import OutputProjection
 from model_center.model.rules import Rule, scaled
 from model_center.model.seq2seq import Seq2Seq, Seq2SeqConfig
 
@@ -50,13 +51,13 @@ class T5Scaling(Seq2Seq):
         """The epsilon of the norms of the divided stream."""
         return self.config.norm_eps / (self.config.residual_scale or 1.0) ** 2
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """Scores of the head; the embedding that a tied model projects with has been divided, too."""
+    def output_projection_of(self, hidden_states: Tensor) -> OutputProjection:
+        """Of scaled hidden states; the embedding that a tied model projects with has been divided, too."""
         if self.config.scale_decoder_outputs:
             hidden_states = hidden_states * self.config.dim_model**-0.5
         if self.config.tied and self.config.cls_head is None:
             hidden_states = hidden_states * (self.config.residual_scale or 1.0)
-        return super().logits(hidden_states)
+        return super().output_projection_of(hidden_states)
 
     @classmethod
     def fit(cls, config: Any, stored: Stored) -> Any:
