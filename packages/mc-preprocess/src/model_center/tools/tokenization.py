@@ -147,6 +147,7 @@ def tokenize_files(
     dtype: npt.DTypeLike | None = None,
     executor: Executor | None = None,
     overwrite: bool = False,
+    reuse: bool = False,
     watcher: Watcher | None = None,
 ) -> Counts:
     """Encode every line of text files into indexed data sets.
@@ -166,6 +167,8 @@ def tokenize_files(
         executor: Where the parts are worked on; None is the calling process.
         overwrite: Whether data sets that exist are replaced (when their replacement is complete, not before), and
             whether an unfinished run with other arguments is given up.
+        reuse: Whether data sets that the same inputs, options and tokenizer gave before are left as they are, rather
+            than being in the way.
         watcher: Told of every part that is done.
 
     Returns:
@@ -181,7 +184,7 @@ def tokenize_files(
     with _spooled(inputs, output.parent) as paths:
         names = [str(name) for name in inputs]
         job = Job(names, paths, output, encoder, options or ReadOptions(), layout, dtype)
-        return job.run(executor or LocalExecutor(1), overwrite=overwrite, watcher=watcher)
+        return job.run(executor or LocalExecutor(1), overwrite=overwrite, reuse=reuse, watcher=watcher)
 
 
 @contextlib.contextmanager
@@ -236,9 +239,9 @@ class Job:
             for i, group in enumerate(groups, start=1)
         }
 
-    def run(self, executor: Executor, *, overwrite: bool, watcher: Watcher | None) -> Counts:
+    def run(self, executor: Executor, *, overwrite: bool, reuse: bool, watcher: Watcher | None) -> Counts:
         """Do what is not done yet."""
-        self._refuse_or_clear(overwrite)
+        self._refuse_or_clear(overwrite, reuse)
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             try:
@@ -250,11 +253,12 @@ class Job:
         shutil.rmtree(self.folder)
         return counts
 
-    def _refuse_or_clear(self, overwrite: bool) -> None:
+    def _refuse_or_clear(self, overwrite: bool, reuse: bool) -> None:
         """Check what an earlier run left."""
         plan = self.folder / "plan.json"
-        self._resumes = plan.exists() and plan.read_bytes() == self.plan
-        if self.folder.exists() and not self._resumes:
+        is_unfinished = plan.exists() and plan.read_bytes() == self.plan
+        self._resumes = is_unfinished or reuse
+        if self.folder.exists() and not is_unfinished:
             if plan.exists() and not overwrite:
                 raise ValueError(
                     f"{self.folder}: an unfinished run had other inputs, options, or another tokenizer; start that one "
