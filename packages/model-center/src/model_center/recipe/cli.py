@@ -14,7 +14,7 @@ from rich.console import Console
 
 from . import __version__
 from .commands import USER_ERROR, UserError, say_interrupted
-from .configuration import FinetuneConfig, QuickstartConfig, ReportConfig, nearest
+from .configuration import FinetuneConfig, PretrainConfig, QuickstartConfig, ReportConfig, nearest
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,14 @@ OVERWRITE = {"overwrite": {"action": "store_true", "help": "Delete an earlier ru
 COMMANDS = {
     "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE),
     "quickstart": Command(QuickstartConfig, "quickstart:run", OVERWRITE),
+    "plan": Command(
+        PretrainConfig,
+        "planning:run",
+        flags={
+            "memory": {"type": str, "default": None, "help": "Memory of a GPU, e.g. 80GiB; this machine's by default."},
+            "world_size": {"type": int, "default": 1, "help": "How many GPUs train together."},
+        },
+    ),
     "report": Command(
         ReportConfig,
         "report:run",
