@@ -1,5 +1,6 @@
 """A tiny model in training, whose checkpoints are tested, and processes that train it or are killed while they do."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -8,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,12 @@ def seed() -> None:
 
 
 def save_until_killed(directory: Path, asynchronous: bool, told: Connection) -> None:
-    """Go on from the newest checkpoint, save after every step, and tell which steps are complete."""
+    """Go on from the newest checkpoint, save after every step, and let the first process tell when and what."""
+
+    def tell(what: str) -> None:
+        if engine.rank() == 0:
+            told.send((what, step, time.monotonic()))
+
     torch.set_num_threads(1)
     state = make_state()
     seed()
@@ -87,61 +94,84 @@ def save_until_killed(directory: Path, asynchronous: bool, told: Connection) -> 
     newest = store.newest(verify=True)
     assert not newest.damaged, newest
     step = 0 if newest.path is None else store.load(newest.path, state)["step"]
-    told.send(step)
+    tell("complete")
     while True:
         train(state, 1)
         step += 1
         state.progress = {"step": step}
+        tell("saving")
         store.save(state, step=step, config="x: 1\n", score=1 / (1 + step % 7))
-        if asynchronous and step % 3:
-            continue
-        store.wait()
-        told.send(step)
+        if not asynchronous or step % 3 == 0:
+            store.wait()
+            tell("complete")
 
 
-def kill_savers(directory: Path, kills: int, *, asynchronous: bool, number: int = 0) -> dict[str, int]:
+def kill_savers(
+    directory: Path, kills: int, *, asynchronous: bool, world_size: int = 1, number: int = 0
+) -> dict[str, int]:
     """Kill processes that save, at random moments, and check after each what is there.
 
     Returns:
         How many were killed, the newest step, and how many kills left something unfinished behind.
     """
     chance = random.Random(number)
-    interrupted = step = 0
+    unfinished = step = 0
+    duration = 0.05
     for _ in range(kills):
         receiver, sender = PROCESSES.Pipe(duplex=False)
-        process = PROCESSES.Process(target=save_until_killed, args=(directory, asynchronous, sender))
-        process.start()
+        processes = _start(save_until_killed, world_size, directory, asynchronous, sender)
         sender.close()
-        told = receiver.recv()
+        _, told, _ = receiver.recv()
         assert told == step, f"went on from step {told} where {step} was the newest"
-        time.sleep(chance.uniform(0, 0.15))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        while receiver.poll():
-            try:
-                told = receiver.recv()
-            except EOFError:
-                break
+        saves, began = chance.randint(1, 4), 0.0
+        while saves:
+            what, number, moment = receiver.recv()
+            if what == "saving":
+                saves, began = saves - 1, moment
+            else:
+                told, duration = number, moment - began
+        time.sleep(chance.uniform(0, 1.5 * duration))
+        chance.shuffle(processes)
+        for process in processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            time.sleep(chance.choice([0, 0.02]))
+        for process in processes:
+            process.join()
+        with contextlib.suppress(EOFError):
+            while receiver.poll():
+                what, number, _ = receiver.recv()
+                told = number if what == "complete" else told
         found = find_newest(directory, verify=True)
         assert not found.damaged, found
         step = 0 if found.path is None else int(found.path.name.removeprefix("step-"))
         assert step >= told, f"step {told} was complete, but the newest is {step}"
-        interrupted += directory.exists() and any(directory.glob(".step-*"))
+        unfinished += directory.exists() and any(directory.glob(".step-*"))
     state, straight = make_state(), make_state()
     store = CheckpointStore(directory, keep_last=2, keep_best=True, asynchronous=False)
     newest = store.newest(verify=True).path
     assert newest is not None
     assert store.load(newest, state) == {"step": step}
-    seed()
-    train(straight, step)
-    assert_equal(contents(state), contents(straight))
+    if world_size == 1:
+        seed()
+        train(straight, step)
+        assert_equal(contents(state), contents(straight))
     assert not any(directory.glob(".step-*"))
-    return {"kills": kills, "newest step": step, "unfinished": interrupted}
+    return {"kills": kills, "newest step": step, "unfinished": unfinished}
 
 
 def run_processes(work: Callable[..., None], world_size: int, *args: Any) -> None:
     """Run a function in several processes that are each other's partners under the engine."""
+    processes = _start(work, world_size, *args)
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * world_size
+
+
+def _start(work: Callable[..., None], world_size: int, *args: Any) -> list[ForkServerProcess]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
@@ -150,12 +180,7 @@ def run_processes(work: Callable[..., None], world_size: int, *args: Any) -> Non
     ]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * world_size
+    return processes
 
 
 def _run(work: Callable[..., None], rank: int, world_size: int, port: str, args: tuple[Any, ...]) -> None:

@@ -202,6 +202,8 @@ def publish(filled: Path, target: Path) -> None:
     sync_directory(filled)
     previous = _hidden(target, "replaced")
     if target.exists():
+        if previous.exists():
+            remove(previous)
         target.rename(previous)
     filled.rename(target)
     sync_directory(target.parent)

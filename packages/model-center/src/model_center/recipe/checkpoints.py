@@ -123,8 +123,10 @@ class CheckpointStore:
         self._verified.discard(writing.target)
         try:
             raise_together(writing.error)
-        finally:
+        except (OSError, ValueError):  # of which all know; otherwise there may be nobody to wait for
             _clean_up(writing)
+            raise
+        _clean_up(writing)
 
     def close(self) -> None:
         """Wait as `wait` does. Nothing needs closing after an error."""

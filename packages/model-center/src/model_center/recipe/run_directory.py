@@ -23,6 +23,8 @@ from typing import Any, Literal
 
 from model_center.engine import atomic_write
 
+from .checkpoint_files import publish, writing_directory
+
 FORMAT_VERSION = 1
 State = Literal["running", "interrupted", "failed", "finished"]
 PACKAGES = ("model-center", "mc-layers", "mc-models", "mc-tokenizers", "mc-data", "torch", "transformers")
@@ -192,19 +194,15 @@ def replacing(directory: Path) -> Iterator[Path]:
     Yields:
         The empty directory to fill.
     """
-    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
-    for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    new = writing_directory(directory)
+    shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    publish(new, directory)
 
 
 def _now() -> str:
