@@ -1,15 +1,13 @@
 """From raw text to the tokenizer and the indexed data sets of a pre-training run."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from model_center.tools import CausalLMEncoder, LocalExecutor, ReadOptions, tokenize_files
 
-from .configuration import nearest
+from .shipped import sample_path
 from .tokenizer_training import train_tokenizer
 
-SAMPLES = {"shakespeare": "samples/shakespeare.jsonl.gz"}
 _SAMPLE, _TRAIN = "sample:", "train:"
 
 
@@ -25,10 +23,7 @@ def text_files(text: str | Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for name in [text] if isinstance(text, str) else text:
         if name.startswith(_SAMPLE):
-            sample = name.removeprefix(_SAMPLE)
-            if sample not in SAMPLES:
-                raise ValueError(f"there is no sample {sample!r}, only {', '.join(SAMPLES)}{nearest(sample, SAMPLES)}")
-            found.append(Path(str(files(__package__) / SAMPLES[sample])))
+            found.append(sample_path(name.removeprefix(_SAMPLE)))
             continue
         pattern = Path(name).expanduser()
         # Of a pattern, what lies below the root or the working directory; a plain file is its own pattern.
