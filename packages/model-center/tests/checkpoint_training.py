@@ -11,7 +11,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ def make_state(dtype: torch.dtype = torch.float32, **changes: Any) -> TrainingSt
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [{"params": parameters[::2]}, {"params": parameters[1::2], "weight_decay": 0.1}]
     optimizer = AdamOptimizer(groups, lr=1e-2)
-    manager = OptimManager(loss_scale=8.0, loss_scale_steps=3)
+    manager = OptimManager(loss_scale=8.0, loss_scale_steps=3, max_loss_scale=2.0**16)
     manager.add_optimizer(optimizer, Linear(optimizer, 1e-2, 2, 5000, num_iter=1))
     return TrainingState(model, None, manager)
 
@@ -50,6 +50,7 @@ def train(state: TrainingState, steps: int) -> list[float]:
     for _ in range(steps):
         shift = random.randrange(WORDS) + int(np.random.randint(WORDS))  # noqa: NPY002 - what data code shares
         ids = (torch.randint(0, WORDS, (ROWS, LENGTH)) + shift) % WORDS
+        ids = ids.to(engine.current_engine().device)
         state.manager.zero_grad()
         logits = state.model(ids, attention_mask=torch.ones_like(ids), return_logits=True)
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids.flatten())
@@ -160,9 +161,11 @@ def kill_savers(
     return {"kills": kills, "newest step": step, "unfinished": unfinished}
 
 
-def run_processes(work: Callable[..., None], world_size: int, *args: Any) -> None:
-    """Run a function in several processes that are each other's partners under the engine."""
-    processes = _start(work, world_size, *args)
+def run_processes(
+    work: Callable[..., None], world_size: int, *args: Any, name: Literal["torch", "bmtrain"] = "torch"
+) -> None:
+    """Run a function in several processes that are each other's partners under an engine."""
+    processes = _start(work, world_size, *args, name=name)
     for process in processes:
         process.join(120)
     codes = [process.exitcode for process in processes]
@@ -171,24 +174,33 @@ def run_processes(work: Callable[..., None], world_size: int, *args: Any) -> Non
     assert codes == [0] * world_size
 
 
-def _start(work: Callable[..., None], world_size: int, *args: Any) -> list[ForkServerProcess]:
+def _start(
+    work: Callable[..., None], world_size: int, *args: Any, name: Literal["torch", "bmtrain"] = "torch"
+) -> list[ForkServerProcess]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     processes = [
-        PROCESSES.Process(target=_run, args=(work, rank, world_size, port, args)) for rank in range(world_size)
+        PROCESSES.Process(target=_run, args=(name, work, rank, world_size, port, args)) for rank in range(world_size)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def _run(work: Callable[..., None], rank: int, world_size: int, port: str, args: tuple[Any, ...]) -> None:
+def _run(
+    name: Literal["torch", "bmtrain"],
+    work: Callable[..., None],
+    rank: int,
+    world_size: int,
+    port: str,
+    args: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
     os.environ |= {name: str(number) for name, number in places.items()}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-    engine.init_distributed(seed=3)
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    engine.init_distributed(seed=3, engine=name)
     random.seed(rank)
     np.random.seed(rank)  # noqa: NPY002 - what data code shares
     work(*args)

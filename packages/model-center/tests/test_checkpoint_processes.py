@@ -2,6 +2,7 @@
 
 import errno
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,24 +38,30 @@ def resume_and_train(folder: Path, start: int, steps: int, asynchronous: bool) -
     saved = contents(state)
     if engine.rank() == 0:
         torch.save(saved, folder / f"{start + steps}.pt")
-    straight = train(state, 2)
-    newest = store.newest().path
-    assert newest is not None
-    again = make_state(torch.bfloat16)
-    store.load(newest, again)
-    assert train(again, 2) == straight
-    expected, found = contents(state), contents(again)
-    assert_equal(found, expected)
+    if engine.world_size() == 2 and engine.current_engine().device.type == "cpu":
+        straight = train(state, 2)
+        newest = store.newest().path
+        assert newest is not None
+        again = make_state(torch.bfloat16)
+        store.load(newest, again)
+        assert train(again, 2) == straight
+        expected, found = contents(state), contents(again)
+        assert_equal(found, expected)
     store.close()
 
 
-def test_one_two_four_one(tmp_path: Path) -> None:
+def first_steps(folder: Path) -> None:
     state = make_state(torch.bfloat16)
     train(state, 2)
     state.progress = {"step": 2}
-    with open_store(tmp_path / "checkpoints") as store:
+    with open_store(folder / "checkpoints") as store:
         store.save(state, step=2, config="")
-    torch.save(contents(state), tmp_path / "2.pt")
+    torch.save(contents(state), folder / "2.pt")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for CPUs")
+def test_one_two_four_one(tmp_path: Path) -> None:
+    first_steps(tmp_path)
     run_processes(resume_and_train, 2, tmp_path, 2, 2, True)
     run_processes(resume_and_train, 4, tmp_path, 4, 1, False)
     last = tmp_path / "checkpoints" / "step-00000005"
@@ -62,6 +69,7 @@ def test_one_two_four_one(tmp_path: Path) -> None:
     index = json.loads((last / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) >= 4
     state = make_state(torch.bfloat16)
+    store = open_store(tmp_path / "checkpoints")
     assert store.load(last, state) == {"step": 5}
     assert_equal(contents(state), torch.load(tmp_path / "5.pt", weights_only=True))
     assert_equal(dict(GPT2.from_pretrained(last).state_dict()), dict(state.model.state_dict()))
@@ -70,6 +78,21 @@ def test_one_two_four_one(tmp_path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             elements += sum(file.get_tensor(key).numel() for key in file.keys() if "/exp_avg/" in key)  # noqa: SIM118
     assert elements == sum(parameter.numel() for parameter in state.model.parameters()), "no element is stored twice"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpus_and_engines(tmp_path: Path) -> None:
+    """From one process and engine to the next, with as many GPUs as there are, up to two."""
+    count = min(2, torch.cuda.device_count())
+    run_processes(first_steps, 1, tmp_path)
+    run_processes(resume_and_train, count, tmp_path, 2, 2, True)
+    step = 4
+    if find_spec("bmtrain") is not None:
+        run_processes(resume_and_train, count, tmp_path, 4, 1, True, name="bmtrain")
+        run_processes(resume_and_train, 1, tmp_path, 5, 1, False, name="bmtrain")
+        step = 6
+    run_processes(resume_and_train, 1, tmp_path, step, 1, True)
 
 
 FAILED = r"process 1: cannot write optimizer-00002-of-00002\.safetensors of"
@@ -117,5 +140,6 @@ def fail_when_loading(store: CheckpointStore, directory: Path) -> None:
         store.load(damaged.parent, make_state())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is for CPUs")
 def test_a_failure_of_one_is_told_by_all(tmp_path: Path) -> None:
     run_processes(fail_on_one, 2, tmp_path)

@@ -138,7 +138,7 @@ class Layout:
         for name, file in self.weight_map.items():
             tensor = self._tensors[name].detach()
             if isinstance(self._tensors[name], torch.nn.Parameter):
-                tensor = engine.whole(self._tensors[name], engine.local(tensor))
+                tensor = engine.whole(self._tensors[name], engine.local(tensor)).view(self._shapes[name])
             if self._writers[file] == engine.rank:
                 yield Piece(file, name, tensor)
         yield from self._own
