@@ -8,7 +8,7 @@ from types import NoneType
 
 from torch import Tensor
 
-from model_center.layer.attention_kernels import Scoring, attend
+from model_center.layer.attention_kernels import Packing, Scoring, attend, attend_packed
 from model_center.layer.attention_mask import AttentionMask, ScoreMask, resolve_mask
 from model_center.layer.cache import CrossAttentionCache, SelfAttentionCache
 from model_center.layer.checks import check_choice, check_last_dim, check_positive, check_probability
@@ -82,7 +82,7 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
         self,
         query: Tensor,
         key_value: Tensor | None,
-        mask: Mask | None,
+        mask: Mask | Packing | None,
         position_bias: PositionBias | None = None,
         head_mask: Tensor | None = None,
         cache: SelfAttentionCache | CrossAttentionCache | None = None,
@@ -94,7 +94,8 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
             query: Shape (batch, len_q, dim_in).
             key_value: Shape (batch, len_k, dim_in). May be None when `cache` already holds cross-attention's keys.
             mask: An `AttentionMask`, or the documented tensor of shape (batch, len_q, len_k), True (or 1) where
-                attention is allowed, or None if nothing is masked. With a cache, len_k counts cached positions too.
+                attention is allowed, or None if nothing is masked. With a cache, len_k counts cached positions too. A
+                `Packing` for one row (1, tokens, dim_in) of sequences, which attend themselves.
             position_bias: With `pos_bias_type="relative"` a tensor of shape (num_heads, len_q, len_k) or
                 (1 or batch, num_heads, len_q, len_k), or None. (The document prints the latter with len_k and len_q
                 exchanged.) Faster: `RelativePositionEmbedding.by_distance`, (num_heads, len_q + len_k - 1). With
@@ -111,6 +112,8 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
         query_offset = cache.length if isinstance(cache, SelfAttentionCache) else 0
         h_q, h_k, h_v = self._project(query, key_value, position_bias, query_offset, cache)
         len_k = h_k.shape[2]
+        if isinstance(mask, Packing):
+            len_q = len_k = mask.longest
         bias = position_bias if isinstance(position_bias, Tensor) else None
         dense, by_distance = (self.num_heads, len_q, len_k), (self.num_heads, len_q + len_k - 1)
         if bias is not None and tuple(bias.shape[-3:]) not in (dense, by_distance):
@@ -118,13 +121,23 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
                 f"`position_bias` must have shape (num_heads, len_q, len_k) = {dense}, or that with a batch dimension "
                 f"in front, or (num_heads, len_q + len_k - 1) = {by_distance}, but has {tuple(bias.shape)}"
             )
-        mask = resolve_mask(mask, batch=batch, len_q=len_q, len_k=len_k, query_offset=query_offset, device=query.device)
         scoring = Scoring(
             bias=bias,
             scale=1 / math.sqrt(self.dim_head) if self.attn_scale else 1.0,
             mask_value=self.mask_value,
             dropout_p=self.dropout_p if self.training else 0.0,
         )
+        if isinstance(mask, Packing):
+            if batch != 1 or head_mask is not None or cache is not None or output_attentions:
+                raise ValueError(
+                    "with a Packing as `mask`, `query` must have shape (1, tokens, dim_in), and `head_mask`, `cache` "
+                    f"and `output_attentions` must not be given; the shape of `query` is {tuple(query.shape)}"
+                )
+            q, k, v = (x[0].transpose(0, 1) for x in (h_q, h_k, h_v))
+            packed = attend_packed(q, k, v, mask, scoring)
+            row: Tensor = self.attention_out(packed.flatten(1)[None])
+            return row
+        mask = resolve_mask(mask, batch=batch, len_q=len_q, len_k=len_k, query_offset=query_offset, device=query.device)
         output, probabilities = attend(h_q, h_k, h_v, mask, scoring, output_attentions)
         if head_mask is not None:
             # A factor of a head's probabilities is a factor of its output.

@@ -129,7 +129,7 @@ class AttentionMask:
             Boolean of shape (batch or 1, 1, len_q, len_k), True where attention is allowed.
         """
         self._check_sizes(len_q, len_k)
-        allowed = self._keys(len_k, device)
+        allowed = self.real_keys(len_k, device)[:, None, None, :]
         if self._is_ordered:
             allowed = allowed & self._order(len_q, len_k, allowed.device)
         if self.documents is not None:
@@ -156,7 +156,7 @@ class AttentionMask:
         key_lengths = None
         if self._masks_keys_only(len_k):
             self._check_sizes(len_q, len_k)
-            allowed = self._keys(len_k, device)
+            allowed = self.real_keys(len_k, device)[:, None, None, :]
             key_lengths = self.lengths if self.key_padding is None else None
         else:
             allowed = self.materialize(len_q, len_k, device)
@@ -186,8 +186,8 @@ class AttentionMask:
         unordered = not self.causal or self.query_offset >= len_k - 1
         return unordered and self.context is None and self.documents is None and self.dense is None
 
-    def _keys(self, len_k: int, device: torch.device | None) -> Tensor:
-        """Return which keys are real: boolean of shape (batch or 1, 1, 1, len_k)."""
+    def real_keys(self, len_k: int, device: torch.device | None = None) -> Tensor:
+        """Return which keys are not padding: boolean of shape (batch or 1, len_k)."""
         tensors = (self.lengths, self.key_padding, self.documents, self.context, self.dense)
         device = next((tensor.device for tensor in tensors if tensor is not None), device)
         real = torch.ones(1, len_k, dtype=torch.bool, device=device)
@@ -195,7 +195,7 @@ class AttentionMask:
             real = torch.arange(len_k, device=device) < self.lengths[:, None]
         if self.key_padding is not None:
             real = real & ~self.key_padding
-        return real[:, None, None, :]
+        return real
 
     def _order(self, len_q: int, len_k: int, device: torch.device) -> Tensor:
         causal = torch.ones(len_q, len_k, dtype=torch.bool, device=device).tril(self.query_offset)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_center.layer.attention import Attention, Mask, PositionBias
+from model_center.layer.attention_kernels import Packing
 from model_center.layer.cache import CrossAttentionCache, LayerCache, SelfAttentionCache
 from model_center.layer.checks import check_last_dim, check_positive, check_probability
 from model_center.layer.feedforward import FeedForward
@@ -61,7 +62,7 @@ class _AttentionBlock(AttentionOptions, _ResidualBlock):
         self,
         hidden_states: Tensor,
         key_value_states: Tensor | None,
-        attention_mask: Mask | None,
+        attention_mask: Mask | Packing | None,
         position_bias: PositionBias | None,
         head_mask: Tensor | None,
         cache: SelfAttentionCache | CrossAttentionCache | None,
@@ -103,7 +104,7 @@ class SelfAttentionBlock(_AttentionBlock):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Mask | None,
+        attention_mask: Mask | Packing | None,
         position_bias: PositionBias | None = None,
         head_mask: Tensor | None = None,
         cache: SelfAttentionCache | None = None,
@@ -266,7 +267,7 @@ class TransformerBlock(BlockOptions, Module):
     def forward(
         self,
         self_hidden_states: Tensor,
-        self_attention_mask: Mask | None,
+        self_attention_mask: Mask | Packing | None,
         self_position_bias: PositionBias | None = None,
         cross_hidden_states: Tensor | None = None,
         cross_attention_mask: Mask | None = None,

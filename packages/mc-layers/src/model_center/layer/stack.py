@@ -11,13 +11,15 @@ from torch import Tensor
 from model_center.engine import TransformerBlockList, current_engine
 from model_center.layer.attention import Mask, PositionBias
 from model_center.layer.attention_kernels import shared_bias
-from model_center.layer.attention_mask import resolve_mask
+from model_center.layer.attention_mask import AttentionMask, resolve_mask
 from model_center.layer.blocks import TransformerBlock
 from model_center.layer.cache import KeyValueCache
 from model_center.layer.checks import check_last_dim, check_positive
 from model_center.layer.layernorm import LayerNorm
 from model_center.layer.module import Module
 from model_center.layer.options import BlockOptions, select
+from model_center.layer.padding import real_positions, saves_padding
+from model_center.layer.position import RotaryPositions
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +100,17 @@ class _Stack(BlockOptions, Module):
             output_hidden_states: *Added.* Return the hidden states between layers as well.
 
         Returns:
-            Shape (batch, seq, dim_model), or a `StackOutput` if more is asked for.
+            Shape (batch, seq, dim_model), or a `StackOutput` if more is asked for. On GPUs, in half precision, blocks
+            leave out padding that the attention mask tells of, if only hidden states are asked for and there is no
+            cross-attention; they are then zero at padded positions.
         """
         self._check_inputs(hidden_states, head_mask, cross_head_mask, cache)
+        wanted = output_attentions or output_hidden_states
+        more = (cross_hidden_states, cross_attention_mask, cross_position_bias, head_mask, cross_head_mask, cache)
+        if not wanted and all(value is None for value in more):
+            without_padding = self._run_without_padding(hidden_states, attention_mask, position_bias)
+            if without_padding is not None:
+                return without_padding
         batch, len_q = hidden_states.shape[:2]
         cached = 0 if cache is None else cache.length
         # The masks' tensors are made once, for all blocks.
@@ -114,7 +124,6 @@ class _Stack(BlockOptions, Module):
         if isinstance(position_bias, Tensor) and position_bias.dim() == 2:
             position_bias = shared_bias(position_bias, hidden_states, attention_mask, self.dim_head, cached)
         shared = (attention_mask, position_bias, cross_hidden_states, cross_attention_mask, cross_position_bias)
-        wanted = output_attentions or output_hidden_states
         if not wanted and head_mask is None and cross_head_mask is None and cache is None:
             output: Tensor = self.output_layernorm(self.layers(hidden_states, *shared))
             return output
@@ -144,6 +153,22 @@ class _Stack(BlockOptions, Module):
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions if cross_attentions[0] is not None else None,
         )
+
+    def _run_without_padding(
+        self, hidden_states: Tensor, mask: Mask | None, position_bias: PositionBias | None
+    ) -> Tensor | None:
+        """Return what `forward` does, with zeros at padding; None where leaving it out is no gain or not possible."""
+        by_distance = isinstance(position_bias, Tensor) and position_bias.dim() == 2
+        known = position_bias is None or by_distance or isinstance(position_bias, RotaryPositions)
+        if not known or not isinstance(mask, AttentionMask) or not saves_padding(hidden_states, self.dim_head):
+            return None
+        real = real_positions(mask, *hidden_states.shape[:2], adjacent=by_distance)
+        if real is None:
+            return None
+        if isinstance(position_bias, RotaryPositions):
+            position_bias = real.rotations(position_bias)
+        row = self.layers(real.take(hidden_states), real.packing, position_bias)
+        return real.put_back(self.output_layernorm(row))
 
     def _check_inputs(
         self,
