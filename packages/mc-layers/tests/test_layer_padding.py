@@ -43,7 +43,7 @@ def states(batch: int = 3) -> Tensor:
     return torch.randn(batch, LENGTH, 8, dtype=F64, generator=torch.Generator().manual_seed(1))
 
 
-MASKS = {
+MASKS: dict[str, dict[str, Any]] = {
     "lengths": {"lengths": torch.tensor([7, 3, 4])},
     "an empty row": {"lengths": torch.tensor([5, 0, 2])},
     "causal": {"lengths": torch.tensor([6, 1, 4]), "causal": True},
