@@ -15,6 +15,7 @@ from rich.console import Console
 from . import __version__
 from .commands import USER_ERROR, UserError, say_interrupted
 from .configuration import FinetuneConfig, PretrainConfig, QuickstartConfig, ReportConfig, nearest
+from .shipped import PRESETS, preset_path
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,34 @@ class Command:
             it raises as `UserError` (see `commands.preparing`); other errors end in a traceback.
         flags: Options that are not part of the dataclass, as keyword arguments of `add_argument`.
         positional: Fields of the dataclass that are given by position, as keyword arguments of `add_argument`.
+        presets: Configurations that come with the package, for `--preset`.
     """
 
     options: type[Any]
     run: str
     flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     positional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    presets: Sequence[str] = ()
 
 
 OVERWRITE = {"overwrite": {"action": "store_true", "help": "Delete an earlier run in the output directory."}}
+SMALLEST = "gpt2-tiny-text"
 COMMANDS = {
     "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE),
     "quickstart": Command(QuickstartConfig, "quickstart:run", OVERWRITE),
+    "pretrain": Command(
+        PretrainConfig,
+        "pretraining:run",
+        flags={
+            **OVERWRITE,
+            "resume": {
+                "choices": ("never", "auto"),
+                "default": "never",
+                "help": "auto goes on from the newest whole checkpoint of the output directory, if there is one.",
+            },
+        },
+        presets=PRESETS,
+    ),
     "plan": Command(
         PretrainConfig,
         "planning:run",
@@ -47,6 +64,7 @@ COMMANDS = {
             "memory": {"type": str, "default": None, "help": "Memory of a GPU, e.g. 80GiB; this machine's by default."},
             "world_size": {"type": int, "default": 1, "help": "How many GPUs train together."},
         },
+        presets=PRESETS,
     ),
     "report": Command(
         ReportConfig,
@@ -64,13 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `model-center`; those of the process when not given.
     """
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(with_preset(sys.argv[1:] if arguments is None else arguments))
     command = COMMANDS[parsed.command]
     # Of several processes that torchrun started, the first one speaks.
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     try:
         options = parser.instantiate(parsed)[parsed.command].as_dict()
         del options["config"]
+        options.pop("preset", None)
         flags = {name: options.pop(name) for name in command.flags}
         config = command.options(**options)
     except ValueError as error:
@@ -96,6 +115,9 @@ def build_parser() -> ArgumentParser:
         words = " ".join([name, *places, "[--config FILE] [--option VALUE ...]"])
         options = Parser(usage=f"model-center {words}", description=command.options.__doc__)
         options.add_argument("--config", action="config", help="YAML file with any of the options below.")
+        if command.presets:
+            known = ", ".join(command.presets)
+            options.add_argument("--preset", help=f"Options that come with the package: {known}. Others win.")
         for flag, how in command.flags.items():
             options.add_argument(f"--{flag}", **how)
         for place, how in command.positional.items():
@@ -103,6 +125,25 @@ def build_parser() -> ArgumentParser:
         options.add_class_arguments(command.options, skip=set(command.positional))
         commands.add_subcommand(name, options, help=(command.options.__doc__ or "").splitlines()[0])
     return parser
+
+
+def with_preset(arguments: Sequence[str]) -> list[str]:
+    """Put the file of a preset in the place of its name; `pretrain` alone means the smallest one."""
+    words = list(arguments)
+    if words == ["pretrain"]:
+        words += ["--preset", SMALLEST]
+    for place, word in enumerate(words):
+        name = word.removeprefix("--preset=") if word.startswith("--preset=") else None
+        if word == "--preset" and place + 1 < len(words):
+            name = words[place + 1]
+        if name is None:
+            continue
+        try:
+            path = preset_path(name)
+        except ValueError as error:
+            fail(f"model-center {words[0]}", str(error))
+        return [*words[:place], f"--config={path}", *words[place + 1 + (word == "--preset") :]]
+    return words
 
 
 class Parser(ArgumentParser):

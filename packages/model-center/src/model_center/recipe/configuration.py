@@ -13,6 +13,8 @@ Pooling = Literal["mean", "cls", "pooler"]
 Schedule = Literal["linear", "cosine", "noam", "constant"]
 EngineName = Literal["torch", "bmtrain"]
 Objective = Literal["causal", "prefix", "context", "masked", "spans"]
+SAMPLE = "sample:"
+"""What the name of a text that comes with this package begins with."""
 HIGHEST_LEARNING_RATE = 1.0
 """No schedule of AdamW trains with a larger one."""
 AnomalyPolicy = Literal["warn", "skip", "rewind", "stop"]
@@ -240,9 +242,11 @@ class PretrainDataOptions:
     name: str = "train"
     """Common start of the names of the training files: name_1.bin, name_1.idx, name_2.bin, and so on."""
     text: str | None = None
-    """Raw text file, tokenized into path first unless that has been done before."""
+    """Raw text, tokenized into path first unless that has been done before: a file, a glob pattern of files, or
+    sample:shakespeare for what comes with this package."""
     tokenizer: str
-    """Directory or identifier of the tokenizer that the ids are of."""
+    """Directory or identifier of the tokenizer that the ids are of, or train:SIZE to train one of at most so many
+    entries on the raw text."""
     objective: Objective | None = None
     """What the model learns to do: causal (GPT-2), prefix, context (CPM-1), masked (BERT) or spans (T5); by default
     that of the model's family."""
@@ -378,7 +382,8 @@ class PretrainConfig:
     def resolved(self) -> "PretrainConfig":
         """Return a copy that means the same from any working directory: local paths are absolute."""
         text, tokenizer = self.data.text, _absolute_if_local(self.data.tokenizer)
-        text = None if text is None else _absolute(text)
+        if text is not None and not text.startswith(SAMPLE):
+            text = _absolute(text)
         return replace(
             self,
             output=_absolute(self.output),

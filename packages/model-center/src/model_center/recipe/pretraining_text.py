@@ -5,10 +5,11 @@ from pathlib import Path
 
 from model_center.tools import CausalLMEncoder, LocalExecutor, ReadOptions, tokenize_files
 
+from .configuration import SAMPLE
 from .shipped import sample_path
 from .tokenizer_training import train_tokenizer
 
-_SAMPLE, _TRAIN = "sample:", "train:"
+_TRAIN = "train:"
 
 
 def text_files(text: str | Sequence[str]) -> list[Path]:
@@ -22,8 +23,8 @@ def text_files(text: str | Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for name in [text] if isinstance(text, str) else text:
-        if name.startswith(_SAMPLE):
-            found.append(sample_path(name.removeprefix(_SAMPLE)))
+        if name.startswith(SAMPLE):
+            found.append(sample_path(name.removeprefix(SAMPLE)))
             continue
         pattern = Path(name).expanduser()
         # Of a pattern, what lies below the root or the working directory; a plain file is its own pattern.

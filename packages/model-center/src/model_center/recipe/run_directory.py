@@ -139,8 +139,19 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def check_resumable(path: Path) -> None:
+    """Refuse a directory that holds no run, or one of a newer format.
+
+    Raises:
+        ValueError: it does.
+    """
+    read_status(path)
+
+
 @contextmanager
-def open_run(path: Path, config: str, *, overwrite: bool = False, is_writer: bool = True) -> Iterator[RunDirectory]:
+def open_run(
+    path: Path, config: str, *, overwrite: bool = False, is_writer: bool = True, resume: bool = False
+) -> Iterator[RunDirectory]:
     """Create a run directory, and record on leaving whether the run was finished, interrupted or failed.
 
     Args:
@@ -148,6 +159,7 @@ def open_run(path: Path, config: str, *, overwrite: bool = False, is_writer: boo
         config: text of the resolved configuration.
         overwrite: replace an earlier run.
         is_writer: whether this process writes; of several, one does.
+        resume: go on with the run that is there; its files stay.
 
     Yields:
         The directory, in state "running".
@@ -158,13 +170,16 @@ def open_run(path: Path, config: str, *, overwrite: bool = False, is_writer: boo
     if not is_writer:
         yield UnwrittenRun(path)
         return
-    check_output(path, overwrite=overwrite)
+    if resume:
+        check_resumable(path)
+    else:
+        check_output(path, overwrite=overwrite)
     path.mkdir(parents=True, exist_ok=True)
     run = RunDirectory(path)
     versions = {package: version(package) for package in PACKAGES}
     # The status comes first: an old "finished" must not stay beside half-deleted files.
     run.set_state("running", format_version=FORMAT_VERSION, pid=os.getpid(), started=_now(), versions=versions)
-    for entry in path.iterdir():
+    for entry in () if resume else path.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry != status_file(path):
