@@ -1,4 +1,4 @@
-"""Metrics sent to Weights & Biases, the extra `model-center[wandb]`."""
+"""Metrics sent to Weights & Biases, whose package wandb is installed separately."""
 
 import secrets
 from collections.abc import Mapping
@@ -60,8 +60,8 @@ def import_wandb() -> Any:
         return import_module("wandb")
     except ModuleNotFoundError as error:
         raise ImportError(
-            "recording to Weights & Biases needs the package wandb, which is not installed: install model-center with "
-            'its extra "wandb"'
+            "recording to Weights & Biases needs the package wandb, which is not installed: "
+            "install it, in an environment where its bound on protobuf does not hurt other packages"
         ) from error
 
 
