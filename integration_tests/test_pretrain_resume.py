@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,3 +133,16 @@ def test_an_existing_run_is_neither_mixed_nor_lost(folder: Path, straight: str) 
     assert done.returncode == 2
     assert "is not empty" in done.stderr
     assert (folder / straight / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_passed_over(folder: Path, straight: str) -> None:
+    shutil.copytree(folder / straight, folder / "damaged")
+    weights = folder / "damaged" / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    again = run(folder, "damaged", "--resume=auto")
+    assert f"passed over a damaged checkpoint: step-{STEPS:08d}/model.safetensors: " in again
+    assert "resumed after step 9" in again
+    assert_same_run(folder, straight, "damaged")

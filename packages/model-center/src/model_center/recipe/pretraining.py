@@ -121,6 +121,8 @@ def train(
         stop_signals() as asked,
     ):
         step = 0
+        for damage in job.found.damaged:
+            console.print(f"passed over a damaged checkpoint: {damage}", highlight=False, soft_wrap=True)
         if job.resume_from is not None:
             step = _restore(store, job.resume_from, state, watch, data)
             console.print(f"resumed after step {step} from {job.resume_from}", highlight=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from model_center.model.source import LocalDirectory
 from model_center.tokenizer import load_tokenizer
 
 from .agreement import together
-from .checkpoints import find_newest
+from .checkpoints import Found, find_newest
 from .configuration import PretrainConfig, PretrainModelOptions
 from .finetuning import PRECISIONS
 from .planning import configured_model
@@ -31,10 +31,17 @@ class PretrainingJob:
 
     config: PretrainConfig
     overwrite: bool
-    resume_from: Path | None
+    found: Found
+    """The checkpoint to go on from, if there is one and this was asked for, and the damaged ones that were passed
+    over."""
     model: BaseModel
     tokenizer: Any
     data: PretrainingData
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint to go on from; None begins."""
+        return self.found.path
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -72,8 +79,8 @@ def prepare_pretraining(config: PretrainConfig, *, resume: bool = False, overwri
     """
     config = config.resolved()
     output = Path(config.output)
-    resume_from = _newest_checkpoint(output) if resume else None
-    if resume_from is None:
+    found = _newest_checkpoint(output) if resume else Found(None)
+    if found.path is None:
         check_output(output, overwrite=overwrite)
     else:
         check_resumable(output)
@@ -105,21 +112,21 @@ def prepare_pretraining(config: PretrainConfig, *, resume: bool = False, overwri
     torch.manual_seed(config.seed + engine.rank())
     # The first process writes the output directory as soon as it trains, so all must have seen it before.
     engine.synchronize()
-    return PretrainingJob(config, overwrite, resume_from, model, tokenizer, data)
+    return PretrainingJob(config, overwrite, found, model, tokenizer, data)
 
 
-def _newest_checkpoint(output: Path) -> Path | None:
-    """The newest whole checkpoint of a run; damaged newer ones are refused by name, rather than passed over.
+def _newest_checkpoint(output: Path) -> Found:
+    """The newest whole checkpoint of a run.
 
     Raises:
-        ValueError: only damaged ones are left.
+        ValueError: there are damaged ones only; the message names them.
     """
     if not (output / "checkpoints").is_dir():
-        return None
+        return Found(None)
     found = find_newest(output / "checkpoints", verify=True)
     if found.path is None and found.damaged:
         raise ValueError("\n".join([f"no checkpoint of {output} is whole:", *map(str, found.damaged)]))
-    return found.path
+    return found
 
 
 def _prepare_text(config: PretrainConfig, model_config: Any) -> tuple[Any, PretrainingObjective]:
