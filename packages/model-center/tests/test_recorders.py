@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import time
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +146,7 @@ def test_tensorboard_hides_what_came_after_the_checkpoint(tmp_path: Path) -> Non
             recorder.record(pretraining_step(number))
         recorder.record(ValidationMetrics(step=steps[-1], loss=1.0, tokens=10))
         recorder.close()
+        time.sleep(1.1)  # TensorBoard orders files by the second they were begun in, as a resumed process's are
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [event.step for event in events.Scalars("train/tflops")] == [1, 2, 3, 4, 5]
