@@ -1,8 +1,8 @@
 import io
 import json
 import math
-import time
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
