@@ -30,9 +30,7 @@ class Ours:
     """A public model under a public engine."""
 
     def __init__(self, workload: Workload, setting: Setting) -> None:
-        chosen: dict[str, Any] = {"compile": setting.compiled, "deterministic": setting.deterministic}
-        asked = {name: value for name, value in chosen.items() if value}
-        bmt.init_distributed(seed=0, engine=setting.engine, use_checkpoint=setting.recomputed, **asked)
+        bmt.init_distributed(seed=0, engine=setting.engine, use_checkpoint=setting.recomputed)
         self.family = workload.family
         self.config = workload.config(getattr(torch, setting.dtype))
         self.module: Any = families[workload.family](self.config)
