@@ -16,7 +16,7 @@ SIZE = {"num_layers": LAYERS, "dim_model": WIDTH, "num_heads": 2, "dim_head": IN
 def test_ours_and_a_peer_take_turns(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     options = ["--options", json.dumps({**SIZE, "vocab_size": WORDS}), "--batch", str(BATCH), "--length", str(LENGTH)]
-    settings = ["ours-plain-recomputed", "transformers"]
+    settings = ["ours-recomputed", "transformers"]
     command = [sys.executable, "-m", "benchmarks.train_step", "--workload", "gpt2-xl"]
     done = subprocess.run(
         [*command, "--settings", *settings, *options, "--turns", "2", "--steps", "2", "--json", str(report)],
