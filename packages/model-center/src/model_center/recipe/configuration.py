@@ -221,7 +221,8 @@ class PretrainModelOptions:
     """A published size such as gpt2-base, bert-base-uncased or t5-small for a fresh model of that size, or the
     directory of a checkpoint or of a configuration (config.json)."""
     from_scratch: bool | None = None
-    """Begin with random weights; when not given, only a directory that holds weights is not begun from scratch."""
+    """true begins with random weights, false with those of the directory; when not given, weights are used where there
+    are some."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the model's configuration that differ from those of name, e.g. --model.options.num_layers 4."""
     precision: Precision = "half"
@@ -251,7 +252,8 @@ class PretrainDataOptions:
     """What the model learns to do: causal (GPT-2), prefix, context (CPM-1), masked (BERT) or spans (T5); by default
     that of the model's family."""
     max_length: int = 512
-    """Longest sequence in tokens; longer ones are cut into several samples."""
+    """Longest sequence in tokens. Raw text is cut into pieces of that length when it is tokenized; of a longer sequence
+    in data sets that exist already, the rest is never trained on."""
     pack: bool = True
     """Put several short samples into one row, which see nothing of each other; otherwise each row is padded."""
     validation_name: str | None = None

@@ -12,26 +12,22 @@ SAMPLES = {"shakespeare": "shakespeare.jsonl.gz"}
 def preset_path(name: str) -> Path:
     """Return the YAML file of a preset.
 
-    Args:
-        name: One of `PRESETS`.
-
     Raises:
-        ValueError: There is no such preset.
+        ValueError: `name` is none of `PRESETS`.
     """
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}, only {', '.join(PRESETS)}{nearest(name, PRESETS)}")
-    return Path(str(files(__package__) / "presets" / f"{name}.yaml"))
+    return _shipped("preset", name, {preset: f"{preset}.yaml" for preset in PRESETS})
 
 
 def sample_path(name: str) -> Path:
     """Return the file of a sample text.
 
-    Args:
-        name: One of `SAMPLES`.
-
     Raises:
-        ValueError: There is no such sample.
+        ValueError: `name` is none of `SAMPLES`.
     """
-    if name not in SAMPLES:
-        raise ValueError(f"there is no sample {name!r}, only {', '.join(SAMPLES)}{nearest(name, SAMPLES)}")
-    return Path(str(files(__package__) / "samples" / SAMPLES[name]))
+    return _shipped("sample", name, SAMPLES)
+
+
+def _shipped(kind: str, name: str, known: dict[str, str]) -> Path:
+    if name not in known:
+        raise ValueError(f"there is no {kind} {name!r}, only {', '.join(known)}{nearest(name, known)}")
+    return Path(str(files(__package__) / f"{kind}s" / known[name]))
