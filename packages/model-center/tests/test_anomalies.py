@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model_center.recipe.anomalies import LossWatch, Verdict, count_reports, report_batch
-from model_center.recipe.configuration import WatchOptions
+from model_center.recipe.pretrain_configuration import WatchOptions
 
 
 def watch(**options: Any) -> LossWatch:

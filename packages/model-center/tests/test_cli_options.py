@@ -7,13 +7,8 @@ import pytest
 import yaml
 
 from model_center.recipe.cli import build_parser, main
-from model_center.recipe.configuration import (
-    DataOptions,
-    FinetuneConfig,
-    ModelOptions,
-    OptimizerOptions,
-    QuickstartConfig,
-)
+from model_center.recipe.configuration import OptimizerOptions
+from model_center.recipe.finetune_configuration import DataOptions, FinetuneConfig, ModelOptions, QuickstartConfig
 
 REQUIRED = ["--output", "run", "--model.name", "model", "--data.path", "data"]
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from model_center.dataset import DistributedMMapIndexedDataset
 from model_center.model.families import families
-from model_center.recipe.configuration import PretrainConfig
+from model_center.recipe.pretrain_configuration import PretrainConfig
 from model_center.recipe.pretraining_data import PretrainingData
 from model_center.recipe.pretraining_objectives import make_objective
 from model_center.recipe.pretraining_text import prepare_datasets, prepare_tokenizer, text_files

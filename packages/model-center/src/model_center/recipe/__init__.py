@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .classifier import EncoderClassifier, load_classifier
-    from .configuration import DataOptions, FinetuneConfig, ModelOptions, OptimizerOptions, QuickstartConfig
+    from .configuration import OptimizerOptions
     from .evaluation import evaluate_checkpoint
+    from .finetune_configuration import DataOptions, FinetuneConfig, ModelOptions, QuickstartConfig
     from .finetuning import Job, Result, finetune, prepare, train
     from .metrics import EvaluationMetrics, Recorder, StepMetrics, read_metrics
     from .plot import plot_run
@@ -43,14 +44,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "DataOptions": "configuration",
+    "DataOptions": "finetune_configuration",
     "EncoderClassifier": "classifier",
     "EvaluationMetrics": "metrics",
-    "FinetuneConfig": "configuration",
+    "FinetuneConfig": "finetune_configuration",
     "Job": "finetuning",
-    "ModelOptions": "configuration",
+    "ModelOptions": "finetune_configuration",
     "OptimizerOptions": "configuration",
-    "QuickstartConfig": "configuration",
+    "QuickstartConfig": "finetune_configuration",
     "Recorder": "metrics",
     "Result": "finetuning",
     "StepMetrics": "metrics",

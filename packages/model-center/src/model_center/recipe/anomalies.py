@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from model_center.tokenizer import Tokenizer
 
-from .configuration import AnomalyPolicy, WatchOptions
+from .pretrain_configuration import AnomalyPolicy, WatchOptions
 from .run_directory import write_text
 
 Action = Literal["fine", "warn", "skip", "rewind", "stop"]

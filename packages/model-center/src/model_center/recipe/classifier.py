@@ -17,7 +17,8 @@ from model_center.model import families, load_model
 from model_center.model.encoder_lm import EncoderLM
 from model_center.tokenizer import load_tokenizer
 
-from .configuration import Pooling, require, require_choice
+from .configuration import require, require_choice
+from .finetune_configuration import Pooling
 
 FORMAT_VERSION = 1
 HEAD_CONFIG, HEAD_WEIGHTS = "classifier.json", "classifier.safetensors"

@@ -14,7 +14,9 @@ from rich.console import Console
 
 from . import __version__
 from .commands import USER_ERROR, UserError, say_interrupted
-from .configuration import FinetuneConfig, PretrainConfig, QuickstartConfig, ReportConfig, nearest
+from .configuration import ReportConfig, nearest
+from .finetune_configuration import FinetuneConfig, QuickstartConfig
+from .pretrain_configuration import PretrainConfig
 from .shipped import PRESETS, preset_path
 
 

@@ -17,8 +17,9 @@ from model_center.tokenizer import load_tokenizer
 
 from .classifier import EncoderClassifier, HeadConfig, load_encoder, save_classifier
 from .commands import OK, preparing, print_lines, say_interrupted
-from .configuration import FinetuneConfig, require
+from .configuration import require
 from .evaluation import evaluate, make_loader, read_split
+from .finetune_configuration import FinetuneConfig
 from .metrics import EvaluationMetrics, JsonLines, Recorder, StepMetrics, TensorBoard, recording
 from .optimization import loss_scale_for, make_optimizer, make_scheduler
 from .plot import Plot

@@ -21,7 +21,8 @@ from model_center.model.config import Config
 from model_center.tokenizer import load_tokenizer
 
 from .commands import OK, preparing
-from .configuration import PretrainConfig, PretrainModelOptions, nearest, require
+from .configuration import nearest, require
+from .pretrain_configuration import PretrainConfig, PretrainModelOptions
 from .pretraining_objectives import ObjectiveOptions, make_objective
 from .simulation import MicroBatch, StepMemory, blocks_of, meta_model, simulate
 

@@ -19,10 +19,10 @@ from model_center.model.base import BaseModel
 from .anomalies import LossWatch, report_batch
 from .checkpoints import CheckpointStore, TrainingState
 from .commands import OK, preparing, print_lines
-from .configuration import PretrainConfig
 from .metrics import JsonLines, Recorder, StepMetrics, TensorBoard, ValidationMetrics, recording
 from .optimization import loss_scale_for, make_optimizer, make_scheduler
 from .plot import Plot
+from .pretrain_configuration import PretrainConfig
 from .pretraining_data import PretrainingData, StepBatches
 from .pretraining_job import PretrainingJob, prepare_pretraining
 from .progress import show_progress

@@ -16,9 +16,9 @@ from model_center.tokenizer import load_tokenizer
 
 from .agreement import together
 from .checkpoints import Found, find_newest
-from .configuration import PretrainConfig, PretrainModelOptions
 from .finetuning import PRECISIONS
 from .planning import configured_model
+from .pretrain_configuration import PretrainConfig, PretrainModelOptions
 from .pretraining_data import PretrainingData
 from .pretraining_objectives import ObjectiveOptions, PretrainingObjective, make_objective
 from .pretraining_text import prepare_datasets, prepare_tokenizer, text_files

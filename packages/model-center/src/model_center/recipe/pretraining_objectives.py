@@ -12,8 +12,8 @@ from model_center.dataset.indexed import CausalLM, ContextSpan, MaskedLM, Prefix
 from model_center.dataset.indexed.objectives import Objective, Sample
 from model_center.model.config import Config
 
-from .configuration import Objective as ObjectiveName
 from .configuration import require_choice
+from .pretrain_configuration import Objective as ObjectiveName
 
 OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = {
     "bert": ("masked",),

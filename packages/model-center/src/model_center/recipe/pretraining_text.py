@@ -5,7 +5,7 @@ from pathlib import Path
 
 from model_center.tools import CausalLMEncoder, LocalExecutor, ReadOptions, tokenize_files
 
-from .configuration import SAMPLE
+from .pretrain_configuration import SAMPLE
 from .shipped import sample_path
 from .tokenizer_training import train_tokenizer
 

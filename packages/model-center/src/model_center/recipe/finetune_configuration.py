@@ -1,0 +1,128 @@
+"""What `model-center finetune` and `quickstart` can be told."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from .configuration import (
+    OptimizerOptions,
+    Precision,
+    absolute,
+    absolute_if_local,
+    require,
+    require_choice,
+    to_yaml,
+)
+
+Pooling = Literal["mean", "cls", "pooler"]
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """The encoder that is fine-tuned, and the classification head on top of it."""
+
+    name: str
+    """Directory of a checkpoint (written by save_pretrained, by Transformers or by an earlier ModelCenter), or a
+    documented identifier such as bert-base-uncased."""
+    family: str | None = None
+    """Family of a checkpoint that does not say it itself, as those of earlier ModelCenters, e.g. bert."""
+    tokenizer: str | None = None
+    """Directory or identifier of the tokenizer; the model's own when not given."""
+    precision: Precision = "half"
+    """Type of weights and activations: half is fp16 on CUDA and fp32 on the CPU, bf16 is the one to take on current
+    GPUs; the optimizer keeps fp32 master weights in either case."""
+    pooling: Pooling = "mean"
+    """What the classifier reads: mean over the real tokens, cls (the first token), or pooler (the model's own pooler
+    output)."""
+    dropout: float = 0.1
+    """Share of the pooled vector's elements that are zeroed before the classifier in training."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "model.name", "a directory or an identifier", self.name)
+        require_choice("model.precision", self.precision, Precision)
+        require_choice("model.pooling", self.pooling, Pooling)
+        require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """The task in SuperGLUE's format, and how it is cut into batches."""
+
+    path: str
+    """Folder that holds one folder a task, e.g. BoolQ/train.jsonl and BoolQ/val.jsonl."""
+    task: str = "BoolQ"
+    """Name of a known task, e.g. BoolQ, CB or RTE, or a YAML file that defines one."""
+    max_length: int = 512
+    """Longest encoded sequence in tokens; longer ones are cut. At most the model's position_size."""
+    batch_size: int = 16
+    """Sequences in a training step, in each process."""
+    eval_batch_size: int = 64
+    """Sequences in an evaluation step, in each process."""
+    bucket_by_length: bool = True
+    """Train on batches of samples of similar length, which saves padding; otherwise on batches of any samples."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "data.path", "a folder", self.path)
+        for name in ("max_length", "batch_size", "eval_batch_size"):
+            require(getattr(self, name) > 0, f"data.{name}", "positive", getattr(self, name))
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Where a run is written and how long it goes on."""
+
+    output: str
+    """Run directory; it must not exist yet, or be empty."""
+    seed: int = 0
+    """Seed of the classifier's weights, of dropout and of the order of the samples."""
+    epochs: int = 3
+    """Passes over the training split; each ends with an evaluation."""
+    max_steps: int | None = None
+    """Stop after this many steps (with an evaluation), even within an epoch."""
+    log_every: int = 10
+    """Print a line every so many steps where the output is not a terminal."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.output), "output", "a directory", self.output)
+        require(self.seed >= 0, "seed", "zero or positive", self.seed)
+        require(self.epochs > 0, "epochs", "positive", self.epochs)
+        require(self.max_steps is None or self.max_steps > 0, "max_steps", "positive", self.max_steps)
+        require(self.log_every > 0, "log_every", "positive", self.log_every)
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(RunOptions):
+    """Fine-tune an encoder on a classification task in SuperGLUE's format."""
+
+    model: ModelOptions
+    """The encoder that is fine-tuned, and the classification head on top of it."""
+    data: DataOptions
+    """The task in SuperGLUE's format, and how it is cut into batches."""
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    """AdamW, its learning-rate schedule and gradient clipping."""
+
+    def resolved(self) -> "FinetuneConfig":
+        """Return a copy that means the same from any working directory: local paths are absolute."""
+        tokenizer = self.model.tokenizer
+        model = replace(
+            self.model,
+            name=absolute_if_local(self.model.name),
+            tokenizer=None if tokenizer is None else absolute_if_local(tokenizer),
+        )
+        is_file = self.data.task.endswith((".yaml", ".yml"))
+        task = absolute(self.data.task) if is_file else self.data.task
+        data = replace(self.data, path=absolute(self.data.path), task=task)
+        return replace(self, output=absolute(self.output), model=model, data=data)
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML, which `model-center finetune --config` reads."""
+        return to_yaml(self)
+
+
+@dataclass(kw_only=True)
+class QuickstartConfig(RunOptions):
+    """Fine-tune the MiniLM encoder on a small sample of BoolQ: a complete run in minutes on two CPU cores."""
+
+    output: str = "runs/quickstart"
+    """Run directory; it must not exist yet, or be empty."""
+    epochs: int = 2
+    """Passes over the training split; each ends with an evaluation."""
