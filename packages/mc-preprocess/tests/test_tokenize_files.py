@@ -21,14 +21,19 @@ SMALL_PARTS = ReadOptions(part_bytes=200)
 
 
 class ByteEncoder:
-    """Encodes as UTF-8 bytes, in pieces of 16."""
+    """Encodes as UTF-8 bytes, in pieces of `piece`."""
 
+    piece = 16
     vocab_size = 256
     provenance: ClassVar = {"encoder": {"name": "bytes"}}
 
     def encode(self, line: str) -> list[list[int]]:
         ids = list(line.encode())
-        return [ids[start : start + 16] for start in range(0, len(ids), 16)]
+        return [ids[start : start + self.piece] for start in range(0, len(ids), self.piece)]
+
+
+class LongPieces(ByteEncoder):
+    piece = 1 << 20
 
 
 class SlowEncoder(ByteEncoder):
@@ -311,10 +316,10 @@ def test_missing_and_changed_files(text: Path, tmp_path: Path) -> None:
 
 
 def test_a_very_long_line(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_bytes(b"short\n" + b"x" * 5_000_000 + b"\nshort\n")
+    (tmp_path / "x.txt").write_bytes(b"short\n" + b"x" * 50_000_000 + b"\nshort\n")
     options = ReadOptions(part_bytes=1 << 20)
-    tokenize_files([tmp_path / "x.txt"], tmp_path / "out", ByteEncoder(), options=options, dtype="uint8")
-    assert [len(document) for document in documents_of(tmp_path / "out_1")] == [5, 5_000_000, 5]
+    tokenize_files([tmp_path / "x.txt"], tmp_path / "out", LongPieces(), options=options, dtype="uint8")
+    assert [len(document) for document in documents_of(tmp_path / "out_1")] == [5, 50_000_000, 5]
 
 
 def test_standard_input(tmp_path: Path) -> None:
