@@ -16,7 +16,7 @@ REQUIRED = ["--output", "run", "--model.name", "model", "--data.path", "data"]
 def parse(*arguments: str) -> FinetuneConfig:
     parser = build_parser()
     values = parser.instantiate(parser.parse_args(["finetune", *arguments])).finetune
-    del values["config"], values["overwrite"]
+    del values["config"], values["preset"], values["overwrite"]
     return FinetuneConfig(**vars(values))
 
 

@@ -82,7 +82,7 @@ def documents_of(batch: Batch) -> Iterator[tuple[tuple[int, ...], tuple[int, ...
 def test_a_step_has_the_same_samples_however_it_is_divided(
     corpus: Path, world_size: int, micro_size: int, global_size: int, pack: bool, family: Any, seed: int, step: int
 ) -> None:
-    made = objective(family[0], name=family[1])
+    made = objective(family[0], objective=family[1])
     found: Counter[Any] = Counter()
     targets, counts, samples = 0, set(), []
     for rank in range(world_size):
@@ -130,7 +130,7 @@ def test_models_see_no_difference_between_packed_and_padded(corpus: Path, model_
         {"pack": True, "micro_size": 2},
         {"pack": True, "micro_size": 4, "fixed_shape": True},
     ):
-        data = open_data(corpus, objective(model_type, name=name), global_size=13, **options)
+        data = open_data(corpus, objective(model_type, objective=name), global_size=13, **options)
         with torch.no_grad():
             step = data.step(0)
             losses.append(sum(summed_loss(model, batch) for batch in step.batches) / step.targets)
@@ -141,7 +141,7 @@ def test_an_empty_micro_batch_has_a_row_without_targets(corpus: Path) -> None:
     for model_type, (name, *_) in OBJECTIVES.items():
         torch.manual_seed(0)
         model = families[model_type](tiny_config(model_type))
-        made = objective(model_type, name=name)
+        made = objective(model_type, objective=name)
         part = open_data(corpus, made, global_size=1, rank=1, world_size=2).step(0)
         (batch,) = part.batches
         assert (part.samples, part.targets, batch.tokens, len(batch.labels)) == ([], 0, 0, 1)
@@ -230,7 +230,7 @@ def test_the_fingerprint_tells_other_data_and_orders(corpus: Path, tmp_path: Pat
         open_data(corpus, validation_share=0.2),
         open_data(corpus, full_rows=True),
         open_data(corpus, objective(max_length=MAX_LENGTH - 1)),
-        open_data(corpus, objective(name="prefix")),
+        open_data(corpus, objective(objective="prefix")),
         open_data(write_corpus(tmp_path, LENGTHS, seed=1)),
     ]
     assert len({plain, *(data.fingerprint for data in others)}) == 7
@@ -283,7 +283,7 @@ def test_bad_input(corpus: Path, tmp_path: Path) -> None:
         open_data(corpus, global_size=0)
     with pytest.raises(ValueError, match=r"`rank` must lie between 0 and `world_size` - 1 \(0\), but is 1"):
         open_data(corpus, rank=1)
-    with pytest.raises(ValueError, match="full rows need the objective causal, but it is masked"):
+    with pytest.raises(ValueError, match="data.full_rows belongs to the objective causal, but that is masked"):
         open_data(corpus, objective("bert"), full_rows=True)
     with pytest.raises(ValueError, match="`number` must not be negative"):
         open_data(corpus).step(-1)
@@ -297,13 +297,13 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_objectives_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="objective of this t5 must be one of spans, not 'causal'"):
-        objective("t5", name="causal")
-    with pytest.raises(ValueError, match="`max_length` must be at least 4, but is 3"):
+    with pytest.raises(ValueError, match="data.objective of this t5 must be one of spans, but is 'causal'"):
+        objective("t5", objective="causal")
+    with pytest.raises(ValueError, match=r"data\.max_length must be at least 4, but is 3"):
         ObjectiveOptions(max_length=3)
     with pytest.raises(ValueError, match=r"objective must be one of causal, .*, but is 'magic'"):
-        ObjectiveOptions(name="magic")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"at most the model's `position_size` \(1024\), but is 1025"):
+        ObjectiveOptions(objective="magic")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"at most the model's position_size \(1024\), but is 1025"):
         objective(max_length=1025)
     with pytest.raises(ValueError, match=r"must be at least that of the tokenizer tiny \(180\) and 1 for padding"):
         make_objective(tiny_config("gpt2", vocab_size=180), TinyTokenizer())
@@ -327,12 +327,12 @@ def test_tokens_that_an_objective_needs() -> None:
         make_objective(tiny_config("bert"), Bare())
     with pytest.raises(ValueError, match="needs a tokenizer with sentinels, but tiny has none"):
         make_objective(tiny_config("t5"), Bare())
-    with pytest.raises(ValueError, match="`whole_words` needs a WordPiece vocabulary"):
+    with pytest.raises(ValueError, match=r"data\.whole_words needs a WordPiece vocabulary"):
         make_objective(tiny_config("bert"), OnlyWords(), ObjectiveOptions(whole_words=True))
 
 
 def test_whole_words_are_masked_together(corpus: Path) -> None:
-    data = open_data(corpus, objective("bert", whole_words=True, share=0.4), global_size=13, pack=False)
+    data = open_data(corpus, objective("bert", whole_words=True, mask_share=0.4), global_size=13, pack=False)
     pieces = 0
     for batch in data.step(0).batches:
         ids = torch.where(batch.labels == -100, batch.inputs["input_ids"], batch.labels)

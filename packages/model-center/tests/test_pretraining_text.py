@@ -13,7 +13,7 @@ from model_center.recipe.pretrain_configuration import PretrainConfig
 from model_center.recipe.pretraining_data import PretrainingData
 from model_center.recipe.pretraining_objectives import make_objective
 from model_center.recipe.pretraining_text import prepare_datasets, prepare_tokenizer, text_files
-from model_center.recipe.shipped import PRESETS, preset_path, sample_path
+from model_center.recipe.shipped import preset_names, preset_path, sample_path
 from model_center.tokenizer import load_tokenizer
 
 LINES = [
@@ -102,21 +102,21 @@ def test_tokenizers_that_cannot_be_trained(text: Path, tmp_path: Path) -> None:
 
 
 def test_presets_are_found() -> None:
-    assert {"gpt2-tiny-text", "bert-tiny-text", "t5-tiny-text"} <= set(PRESETS)
+    assert {"gpt2-tiny-text", "bert-tiny-text", "t5-tiny-text"} <= set(preset_names("pretrain"))
     with pytest.raises(ValueError, match=r"there is no preset 'gpt2-tiny', .* did you mean 'gpt2-tiny-text'"):
-        preset_path("gpt2-tiny")
+        preset_path("pretrain", "gpt2-tiny")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names("pretrain"))
 def test_presets_are_configurations_of_models_that_exist(name: str) -> None:
-    preset = yaml.safe_load(preset_path(name).read_text())
+    preset = yaml.safe_load(preset_path("pretrain", name).read_text())
     given = {"output": "run", "data.path": "data", "data.tokenizer": "tokenizer"}
     missing = [option for option in given if option not in preset and option[5:] not in preset["data"]]
     arguments = [word for option in missing for word in (f"--{option}", given[option])]
     parser = ArgumentParser()
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(PretrainConfig)
-    parsed = parser.instantiate(parser.parse_args(["--config", str(preset_path(name)), *arguments]))
+    parsed = parser.instantiate(parser.parse_args(["--config", str(preset_path("pretrain", name)), *arguments]))
     published = {known: family for family in families.values() for known in family.config_class.published}
     family = published[parsed.model.name].config_class
     config = replace(family.preset(parsed.model.name), **parsed.model.options)

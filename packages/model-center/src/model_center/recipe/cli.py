@@ -17,7 +17,7 @@ from .commands import USER_ERROR, UserError, say_interrupted
 from .configuration import ReportConfig, nearest
 from .finetune_configuration import FinetuneConfig, QuickstartConfig
 from .pretrain_configuration import PretrainConfig
-from .shipped import PRESETS, preset_path
+from .shipped import preset_names, preset_path
 
 
 @dataclass(frozen=True)
@@ -31,20 +31,20 @@ class Command:
             it raises as `UserError` (see `commands.preparing`); other errors end in a traceback.
         flags: Options that are not part of the dataclass, as keyword arguments of `add_argument`.
         positional: Fields of the dataclass that are given by position, as keyword arguments of `add_argument`.
-        presets: Configurations that come with the package, for `--preset`.
+        presets: Recipe whose configurations come with the package, for `--preset`.
     """
 
     options: type[Any]
     run: str
     flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     positional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    presets: Sequence[str] = ()
+    presets: str | None = None
 
 
 OVERWRITE = {"overwrite": {"action": "store_true", "help": "Delete an earlier run in the output directory."}}
 SMALLEST = "gpt2-tiny-text"
 COMMANDS = {
-    "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE),
+    "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE, presets="finetune"),
     "quickstart": Command(QuickstartConfig, "quickstart:run", OVERWRITE),
     "pretrain": Command(
         PretrainConfig,
@@ -57,7 +57,7 @@ COMMANDS = {
                 "help": "auto goes on from the newest whole checkpoint of the output directory, if there is one.",
             },
         },
-        presets=PRESETS,
+        presets="pretrain",
     ),
     "plan": Command(
         PretrainConfig,
@@ -66,7 +66,7 @@ COMMANDS = {
             "memory": {"type": str, "default": None, "help": "Memory of a GPU, e.g. 80GiB; this machine's by default."},
             "world_size": {"type": int, "default": 1, "help": "How many GPUs train together."},
         },
-        presets=PRESETS,
+        presets="pretrain",
     ),
     "report": Command(
         ReportConfig,
@@ -118,7 +118,7 @@ def build_parser() -> ArgumentParser:
         options = Parser(usage=f"model-center {words}", description=command.options.__doc__)
         options.add_argument("--config", action="config", help="YAML file with any of the options below.")
         if command.presets:
-            known = ", ".join(command.presets)
+            known = ", ".join(preset_names(command.presets))
             options.add_argument("--preset", help=f"Options that come with the package: {known}. Others win.")
         for flag, how in command.flags.items():
             options.add_argument(f"--{flag}", **how)
@@ -134,6 +134,9 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
     words = list(arguments)
     if words == ["pretrain"]:
         words += ["--preset", SMALLEST]
+    recipe = COMMANDS[words[0]].presets if words and words[0] in COMMANDS else None
+    if recipe is None:
+        return words
     for place, word in enumerate(words):
         name = word.removeprefix("--preset=") if word.startswith("--preset=") else None
         if word == "--preset" and place + 1 < len(words):
@@ -141,7 +144,7 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
         if name is None:
             continue
         try:
-            path = preset_path(name)
+            path = preset_path(recipe, name)
         except ValueError as error:
             fail(f"model-center {words[0]}", str(error))
         return [*words[:place], f"--config={path}", *words[place + 1 + (word == "--preset") :]]

@@ -23,7 +23,7 @@ from model_center.tokenizer import load_tokenizer
 from .commands import OK, preparing
 from .configuration import nearest, require
 from .pretrain_configuration import PretrainConfig, PretrainModelOptions
-from .pretraining_objectives import ObjectiveOptions, make_objective
+from .pretraining_objectives import make_objective
 from .simulation import MicroBatch, StepMemory, blocks_of, meta_model, simulate
 
 GIB = 2**30
@@ -287,11 +287,9 @@ def _families_of(path: Path) -> Iterator[type[BaseModel]]:
 def micro_batch(model: Config, config: PretrainConfig) -> MicroBatch:
     """Return the size of a configuration's full micro-batch."""
     tokenizer = load_tokenizer(config.data.tokenizer)
-    objective = make_objective(
-        model, tokenizer, ObjectiveOptions(name=config.data.objective, max_length=config.data.max_length)
-    )
+    objective = make_objective(model, tokenizer, config.data.objective_options)
     length, decoder_length = (*objective.sides, 0)[:2]
-    share = objective.options.share if isinstance(objective.inner, MaskedLM) else 1.0
+    share = objective.inner.share if isinstance(objective.inner, MaskedLM) else 1.0
     return MicroBatch(rows=config.batch.micro_size, length=length, decoder_length=decoder_length, targets=share)
 
 

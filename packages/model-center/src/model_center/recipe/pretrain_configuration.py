@@ -1,6 +1,6 @@
 """What `model-center pretrain` and `plan` can be told."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from .configuration import (
@@ -70,7 +70,36 @@ class PretrainModelOptions:
 
 
 @dataclass(kw_only=True)
-class PretrainDataOptions:
+class ObjectiveOptions:
+    """What a model learns from sequences of token ids."""
+
+    objective: Objective | None = None
+    """What the model learns to do: causal (GPT-2), prefix, context (CPM-1), masked (BERT) or spans (T5); by default
+    that of the model's family."""
+    max_length: int = 512
+    """Longest sample in tokens, of an encoder-decoder on the encoder's side. Raw text is cut into pieces of that length
+    when it is tokenized; of a longer sequence in data sets that exist already, the rest is never trained on."""
+    max_target_length: int | None = None
+    """Longest sample on the decoder's side (spans only); by default there is room for all that max_length leads to."""
+    mask_share: float | None = None
+    """Share of the tokens that is masked (masked and spans only); 0.15 by default."""
+    mean_span: float | None = None
+    """Mean length of a masked span in tokens (spans only); 3 by default."""
+    whole_words: bool = False
+    """Mask all pieces of a word together (masked only, with a WordPiece vocabulary)."""
+
+    def __post_init__(self) -> None:
+        if self.objective is not None:
+            require_choice("data.objective", self.objective, Objective)
+        share, span, target = self.mask_share, self.mean_span, self.max_target_length
+        require(self.max_length >= 4, "data.max_length", "at least 4", self.max_length)
+        require(target is None or target >= 3, "data.max_target_length", "at least 3", target)
+        require(share is None or 0 < share < 1, "data.mask_share", "above 0 and below 1", share)
+        require(span is None or span >= 1, "data.mean_span", "at least 1", span)
+
+
+@dataclass(kw_only=True)
+class PretrainDataOptions(ObjectiveOptions):
     """Indexed data sets of token ids (or raw text to make them of), and how they become samples."""
 
     path: str
@@ -83,14 +112,13 @@ class PretrainDataOptions:
     tokenizer: str
     """Directory or identifier of the tokenizer that the ids are of, or train:SIZE to train one of at most so many
     entries on the raw text."""
-    objective: Objective | None = None
-    """What the model learns to do: causal (GPT-2), prefix, context (CPM-1), masked (BERT) or spans (T5); by default
-    that of the model's family."""
-    max_length: int = 512
-    """Longest sequence in tokens. Raw text is cut into pieces of that length when it is tokenized; of a longer sequence
-    in data sets that exist already, the rest is never trained on."""
     pack: bool = True
     """Put several short samples into one row, which see nothing of each other; otherwise each row is padded."""
+    full_rows: bool = False
+    """Read the data sets as one stream of tokens, cut into rows of max_length (causal only): no token is lost to
+    cutting or padding, and a sample is a row, which may begin or end within a document."""
+    fixed_shape: bool = False
+    """Pad every row to full length, so that all batches have one shape; otherwise to the longest of its micro-batch."""
     validation_name: str | None = None
     """Common start of the names of the validation files; when not given, validation_share of the samples is held
     out."""
@@ -98,15 +126,22 @@ class PretrainDataOptions:
     """Share of the training samples that is held out for validation where there are no files for it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("path", "name", "tokenizer"):
             require(bool(getattr(self, name)), f"data.{name}", "given", getattr(self, name))
-        if self.objective is not None:
-            require_choice("data.objective", self.objective, Objective)
-        require(self.max_length > 1, "data.max_length", "at least 2", self.max_length)
+        if self.full_rows and not self.pack:
+            raise ValueError(
+                "data.pack must be true where data.full_rows puts several documents into a row, but is False"
+            )
         share = self.validation_share
         require(0 < share < 1, "data.validation_share", "above 0 and below 1", share)
         if self.validation_name == self.name:
             raise ValueError(f"data.validation_name must differ from data.name, but both are {self.name!r}")
+
+    @property
+    def objective_options(self) -> ObjectiveOptions:
+        """What concerns the objective alone."""
+        return ObjectiveOptions(**{each.name: getattr(self, each.name) for each in fields(ObjectiveOptions)})
 
 
 @dataclass(kw_only=True)

@@ -99,8 +99,9 @@ class RowCorpus(Corpus):
     def __init__(
         self, folder: Path, name: str, objective: PretrainingObjective, *, seed: int, tokenizer: Tokenizer | None = None
     ) -> None:
-        if objective.options.name != "causal":
-            raise ValueError(f"full rows need the objective causal, but it is {objective.options.name}")
+        if objective.options.objective != "causal":
+            name = objective.options.objective
+            raise ValueError(f"data.full_rows belongs to the objective causal, but that is {name}")
         sequences = DistributedMMapIndexedDataset(folder, name, 0, 1)
         self._rows = [FullRows(file, objective.options.max_length) for file in sequences.files]
         self._ends = np.cumsum([len(rows) for rows in self._rows])

@@ -20,7 +20,7 @@ from .finetuning import PRECISIONS
 from .planning import configured_model
 from .pretrain_configuration import PretrainConfig, PretrainModelOptions
 from .pretraining_data import PretrainingData
-from .pretraining_objectives import ObjectiveOptions, PretrainingObjective, make_objective
+from .pretraining_objectives import PretrainingObjective, make_objective
 from .pretraining_text import prepare_datasets, prepare_tokenizer, text_files
 from .run_directory import check_output, check_resumable
 
@@ -101,6 +101,8 @@ def prepare_pretraining(config: PretrainConfig, *, resume: bool = False, overwri
             tokenizer=tokenizer,
             seed=config.seed,
             pack=data_options.pack,
+            full_rows=data_options.full_rows,
+            fixed_shape=data_options.fixed_shape,
             validation_name=data_options.validation_name,
             validation_share=0.0 if data_options.validation_name else data_options.validation_share,
             rank=engine.rank(),
@@ -136,11 +138,10 @@ def _prepare_text(config: PretrainConfig, model_config: Any) -> tuple[Any, Pretr
     make_tokenizer = partial(prepare_tokenizer, options.tokenizer, files, folder, model_config.model_type)
     together(lambda: make_tokenizer() if is_first else None)
     name = together(make_tokenizer)
-    objective_options = ObjectiveOptions(name=options.objective, max_length=options.max_length)
 
     def load() -> tuple[Any, PretrainingObjective]:
         tokenizer = load_tokenizer(name)
-        return tokenizer, make_objective(model_config, tokenizer, objective_options)
+        return tokenizer, make_objective(model_config, tokenizer, options.objective_options)
 
     tokenizer, objective = together(load)
     make_datasets = partial(

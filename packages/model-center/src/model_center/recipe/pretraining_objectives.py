@@ -12,8 +12,8 @@ from model_center.dataset.indexed import CausalLM, ContextSpan, MaskedLM, Prefix
 from model_center.dataset.indexed.objectives import Objective, Sample
 from model_center.model.config import Config
 
-from .configuration import require_choice
 from .pretrain_configuration import Objective as ObjectiveName
+from .pretrain_configuration import ObjectiveOptions
 
 OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = {
     "bert": ("masked",),
@@ -24,35 +24,15 @@ OBJECTIVES: Mapping[str, tuple[ObjectiveName, ...]] = {
     "cpm2": ("spans",),
 }
 """Model type -> what it can be trained for; the first is what it was published with, and the default."""
-
-
-@dataclass(frozen=True)
-class ObjectiveOptions:
-    """What may be chosen about an objective.
-
-    Attributes:
-        name: The objective; None takes the first that `OBJECTIVES` lists for the model.
-        max_length: Longest sample in tokens; of an encoder-decoder, on the encoder's side. What a sequence has beyond
-            it is cut off and never trained on: cut long documents into pieces when they are tokenized.
-        max_target_length: Longest sample of the decoder's side; None has room for what `max_length` gives.
-        share: Share of the tokens that is masked (masked, spans).
-        mean_span: Mean length of a masked span in tokens (spans).
-        whole_words: Mask all pieces of a word together (masked).
-    """
-
-    name: ObjectiveName | None = None
-    max_length: int = 512
-    max_target_length: int | None = None
-    share: float = 0.15
-    mean_span: float = 3.0
-    whole_words: bool = False
-
-    def __post_init__(self) -> None:
-        if self.name is not None:
-            require_choice("objective", self.name, ObjectiveName)
-        for option, least in (("max_length", 4), ("max_target_length", 3)):
-            if (value := getattr(self, option)) is not None and value < least:
-                raise ValueError(f"`{option}` must be at least {least}, but is {value}")
+BELONGS: Mapping[str, tuple[ObjectiveName, ...]] = {
+    "max_target_length": ("spans",),
+    "mask_share": ("masked", "spans"),
+    "mean_span": ("spans",),
+    "whole_words": ("masked",),
+}
+"""Option -> the only objectives that it means something to."""
+MASK_SHARE, MEAN_SPAN = 0.15, 3.0
+"""Defaults of Devlin et al. (2019) and Raffel et al. (2020)."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +74,9 @@ class PretrainingObjective:
     @property
     def fingerprint(self) -> str:
         """Two objectives with the same one make the same samples of the same sequences."""
-        identity = (self.options, self.begin, self.end, self.closing_id, self.room, self.vocab_size, self.tokenizer)
+        inner = type(self.inner).__qualname__
+        identity = (inner, self.options, self.begin, self.end, self.closing_id, self.room, self.vocab_size)
+        identity += (self.tokenizer,)
         return hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def cut(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -124,9 +106,14 @@ def make_objective(config: Config, tokenizer: Any, options: ObjectiveOptions | N
     """
     options = options or ObjectiveOptions()
     known = _objectives_of(config)
-    name = options.name or known[0]
+    name = options.objective or known[0]
     if name not in known:
-        raise ValueError(f"the objective of this {config.model_type} must be one of {', '.join(known)}, not {name!r}")
+        raise ValueError(
+            f"data.objective of this {config.model_type} must be one of {', '.join(known)}, but is {name!r}"
+        )
+    for option, objectives in BELONGS.items():
+        if getattr(options, option) and name not in objectives:
+            raise ValueError(f"data.{option} belongs to the objective {' or '.join(objectives)}, but that is {name}")
     if tokenizer.vocab_size + config.padding_ids > config.vocab_size:
         padding = f" and {config.padding_ids} for padding" * bool(config.padding_ids)
         raise ValueError(
@@ -136,13 +123,13 @@ def make_objective(config: Config, tokenizer: Any, options: ObjectiveOptions | N
     position_size: int | None = getattr(config, "position_size", None)
     if position_size is not None and options.max_length > position_size:
         raise ValueError(
-            f"`max_length` must be at most the model's `position_size` ({position_size}), but is {options.max_length}"
+            f"data.max_length must be at most the model's position_size ({position_size}), but is {options.max_length}"
         )
     return PretrainingObjective(
         model_type=config.model_type,
         takes_positions=position_size is not None or config.pos_bias_type == "rotary",
         tokenizer=tokenizer.fingerprint,
-        **_MAKERS.get(name, _left_to_right)(config, tokenizer, replace(options, name=name)),
+        **_MAKERS.get(name, _left_to_right)(config, tokenizer, replace(options, objective=name)),
     )
 
 
@@ -154,11 +141,10 @@ def _objectives_of(config: Config) -> tuple[ObjectiveName, ...]:
 
 def _left_to_right(config: Config, tokenizer: Any, options: ObjectiveOptions) -> dict[str, Any]:
     inner: Objective
-    if options.name == "context":
+    if options.objective == "context":
         inner = ContextSpan(tokenizer.eod_id)
     else:
-        inner = PrefixLM() if options.name == "prefix" else CausalLM()
-    options = replace(options, max_target_length=None)
+        inner = PrefixLM() if options.objective == "prefix" else CausalLM()
     return {
         "inner": inner,
         "lengths": _unchanged,
@@ -178,12 +164,13 @@ def _masked_lm(config: Config, tokenizer: Any, options: ObjectiveOptions) -> dic
         continuations = np.zeros(vocab_size, dtype=bool)
         continuations[[index for token, index in vocabulary.items() if token.startswith("##")]] = True
         if not continuations.any():
-            raise ValueError(f"`whole_words` needs a WordPiece vocabulary, but {tokenizer.name} has no token `##…`")
-    inner = MaskedLM(vocab_size, mask, (begin, end), options.share, continuations)
+            raise ValueError(f"data.whole_words needs a WordPiece vocabulary, but {tokenizer.name} has no token `##…`")
+    share = options.mask_share or MASK_SHARE
+    inner = MaskedLM(vocab_size, mask, (begin, end), share, continuations)
     return {
         "inner": inner,
         "lengths": _framed,
-        "options": replace(options, max_target_length=None),
+        "options": replace(options, mask_share=share),
         "room": options.max_length - 2,
         "begin": (begin,),
         "end": (end,),
@@ -202,14 +189,15 @@ def _span_corruption(config: Config, tokenizer: Any, options: ObjectiveOptions) 
         start = tokenizer.pad_id
     if not sentinels:
         raise ValueError(f"the objective spans needs a tokenizer with sentinels, but {tokenizer.name} has none")
-    inner = SpanCorruption(tuple(sentinels), tokenizer.eod_id, start, options.share, options.mean_span)
+    share, mean_span = options.mask_share or MASK_SHARE, options.mean_span or MEAN_SPAN
+    inner = SpanCorruption(tuple(sentinels), tokenizer.eod_id, start, share, mean_span)
     limits = (options.max_length, options.max_target_length or 2 * options.max_length)
     # As many tokens as fit after corruption, which is more than `max_length` (Raffel et al., 2020).
     room = 0
     while all(length <= limit for length, limit in zip(inner.lengths(room + 1), limits, strict=True)):
         room += 1
     target = options.max_target_length or max(inner.lengths(length)[1] for length in range(room + 1))
-    options = replace(options, max_target_length=target)
+    options = replace(options, max_target_length=target, mask_share=share, mean_span=mean_span)
     return {
         "inner": inner,
         "lengths": inner.lengths,
