@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,45 +43,56 @@ class TensorFile(Protocol):
 
 
 class SafetensorsFile:
-    """A `.safetensors` file."""
+    """A `.safetensors` file.
+
+    It is mapped into memory for each tensor anew, so that the pages of a tensor go with it.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file: Any = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as file:
+                self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
 
     def names(self) -> list[str]:
         """The names of its tensors."""
-        return list(self._file.keys())
+        return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the file's header."""
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._shapes[name]
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU."""
-        tensor: Tensor = self._file.get_tensor(name)
+        with safe_open(self._path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
 
 class TorchFile:
-    """A file that `torch.save` wrote; nothing but tensors is read from it."""
+    """A file that `torch.save` wrote; nothing but tensors is read from it.
+
+    It is mapped into memory anew before the pages that were read come to more than its largest tensor.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            self._is_mapped = file.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 cannot be
         try:
-            content = self._load(path)
+            content = self._load()
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a dictionary of tensors: {error}") from error
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise ValueError(f"{path} must hold a dictionary of tensors, but holds something else")
         self._tensors: dict[str, Tensor] = content
+        self._largest = max((tensor.nbytes for tensor in content.values()), default=0)
+        self._read_bytes = 0
 
-    @staticmethod
-    def _load(path: Path) -> Any:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"  # files of PyTorch before 1.6 cannot be mapped into memory
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    def _load(self) -> Any:
+        return torch.load(self._path, map_location="cpu", weights_only=True, mmap=self._is_mapped)
 
     def names(self) -> list[str]:
         """The names of its tensors."""
@@ -93,6 +104,10 @@ class TorchFile:
 
     def read(self, name: str) -> Tensor:
         """A tensor, on the CPU."""
+        size = self._tensors[name].nbytes
+        if self._is_mapped and self._read_bytes + size > self._largest:
+            self._tensors, self._read_bytes = self._load(), 0
+        self._read_bytes += size
         return self._tensors[name]
 
 
@@ -159,6 +174,7 @@ def write_checkpoint(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     max_file_bytes: int = MAX_FILE_BYTES,
+    others: Iterable[Path] = (),
 ) -> None:
     """Writes `config.json` and the tensors as safetensors files, so that a directory never looks finished but is not.
 
@@ -170,6 +186,7 @@ def write_checkpoint(
         config: the content of `config.json`.
         tensors: tensors by name, asked for one after the other; a mapping may make each when it is asked for.
         max_file_bytes: a file is closed when the next tensor would make it larger; several files get an index.
+        others: files of which the directory gets copies, a tokenizer's for instance.
     """
     target = Path(directory)
     if target.exists() and not target.is_dir():
@@ -180,6 +197,8 @@ def write_checkpoint(
         series = f"model-{uuid4().hex[:8]}" if any(target.glob("*.index.json")) else "model"
         _write_tensors(scratch, tensors, max_file_bytes, series)
         (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for path in others:
+            shutil.copyfile(path, scratch / path.name)
         for path in scratch.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
