@@ -259,19 +259,23 @@ class Config(BlockOptions):
         """
         theirs = self.to_huggingface()
         expressed = type(self).from_dict(type(self).from_huggingface(theirs))
-        lost = [
-            f"{field.name}={getattr(self, field.name)!r}"
-            for field in dataclasses.fields(self)
-            if field.name not in self.not_exported
-            and not (field.name == "proj_bias" and (self.tied or self.cls_head is not None))
-            and "_init_" not in field.name
-            and getattr(expressed, field.name) != getattr(self, field.name)
-        ]
+        lost = [f"{name}={value!r}" for name, (value, _) in self.differences(expressed).items()]
         if lost:
             raise ValueError(f"Transformers' {self.model_type!r} models cannot express {', '.join(lost)}")
         if self.cls_head is not None:
             theirs["num_labels"] = self.cls_head
         return theirs
+
+    def differences(self, other: Self) -> dict[str, tuple[Any, Any]]:
+        """The options that change what a model computes and have another value in `other`: name -> both values."""
+        return {
+            field.name: (getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in self.not_exported
+            and not (field.name == "proj_bias" and (self.tied or self.cls_head is not None))
+            and "_init_" not in field.name
+            and getattr(other, field.name) != getattr(self, field.name)
+        }
 
     @classmethod
     def _from_our_json(cls, raw: Mapping[str, Any], path: Path) -> Self:

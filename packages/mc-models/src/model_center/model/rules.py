@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from model_center.model.operations import Operation, Scale
 
 
@@ -41,6 +43,17 @@ class Row:
     theirs: tuple[str, ...]
     operations: tuple[Operation, ...]
     fallback: str | None
+
+    def to_ours(self, theirs: Tensor) -> list[Tensor]:
+        """What our names stand for, made of their tensor.
+
+        Raises:
+            ValueError: its shape does not allow it.
+        """
+        tensors = [theirs]
+        for operation in self.operations:
+            tensors = operation.to_ours(tensors)
+        return tensors
 
 
 @dataclass(frozen=True)
