@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_tokenizer import END, PAD, SENTINEL, SEPARATOR, START, PlainTokenizer, ToyTokenizer, write_rows
 
-from model_center.dataset import bertdataset, cpm1dataset, cpm2dataset, gpt2dataset, t5dataset
+from model_center.dataset import bertdataset, cpm1dataset, cpm2dataset, gpt2dataset, gptjdataset, t5dataset
 from model_center.dataset.bertdataset import BertDataset
 from model_center.dataset.cpm2dataset import CPM2Dataset
 from model_center.dataset.gpt2dataset import GPT2Dataset
@@ -85,6 +85,17 @@ def test_gpt2_reads_up_to_the_answer() -> None:
         "index": [0] * 8 + [1],
         "labels": 1,
     }
+
+
+def test_gptj_reads_as_gpt2_but_its_own_prompts() -> None:
+    items = [
+        plain(module.DATASET["BoolQ"](split(BOOLQ), "train", 0, 1, ToyTokenizer())[0])
+        for module in (gpt2dataset, gptjdataset)
+    ]
+    assert items[0] == items[1]
+    task = replace(TASKS["BoolQ"], prompts={"gptj": Prompt("{question}{mask}", ("no", "yes"))})
+    dataset = gptjdataset.GPTjDataset(split(BOOLQ), "train", 0, 1, ToyTokenizer(), task=task)
+    assert plain(dataset[0])["input_length"] == 3
 
 
 def test_t5_reads_a_sentinel_in_the_place_of_the_answer() -> None:
@@ -275,6 +286,7 @@ def test_arguments_that_do_not_fit() -> None:
         bertdataset.DATASET["MNLI"]
     assert "MNLI" not in bertdataset.DATASET
     assert set(gpt2dataset.DATASET) == {"BoolQ", "CB", "COPA", "RTE", "WiC", "WSC", "MultiRC", "ReCoRD"}
+    assert list(gptjdataset.DATASET) == list(gpt2dataset.DATASET)
     assert set(t5dataset.DATASET) == {*gpt2dataset.DATASET, "SQuAD"}
     assert list(cpm1dataset.DATASET) == list(cpm2dataset.DATASET) == ["LCQMC"]
     with pytest.raises(ValueError, match="tokenizer 'toy' has no cls_token: the vocabulary lacks"):
@@ -297,6 +309,9 @@ def test_arguments_that_do_not_fit() -> None:
         BertDataset(split(RECORD), "train", 0, 1, ToyTokenizer(), task=TASKS["ReCoRD"])
     task = replace(TASKS["BoolQ"], prompt=Prompt("{passage}{mask}", ("not so", "yes")))
     with pytest.raises(ValueError, match="the word 'not so' of task 'BoolQ' is 2 tokens, but must be one"):
+        _ = BertDataset(split(BOOLQ), "train", 0, 1, ToyTokenizer(), task=task).verbalizer
+    task = replace(TASKS["BoolQ"], prompt=Prompt("{passage}{mask}", ("yes", "yes")))
+    with pytest.raises(ValueError, match="words of task 'BoolQ', yes, yes, must differ, .* for tokenizer 'toy'"):
         _ = BertDataset(split(BOOLQ), "train", 0, 1, ToyTokenizer(), task=task).verbalizer
     with pytest.raises(ValueError, match="task 'ReCoRD' is answered with free text"):
         _ = GPT2Dataset(split(RECORD), "train", 0, 1, ToyTokenizer(), task=TASKS["ReCoRD"]).verbalizer

@@ -196,6 +196,14 @@ def test_a_copy_for_another_process_gives_the_same_ids(cpm_model: Path) -> None:
         assert copy.fingerprint == tokenizer.fingerprint
 
 
+def test_a_saved_tokenizer_is_loaded_again(cpm_model: Path, tmp_path: Path) -> None:
+    for tokenizer in (CPM1, CPM1Tokenizer(cpm_model)):
+        tokenizer.save_pretrained(tmp_path / "new" / tokenizer.name)
+        again = CPM1Tokenizer.from_pretrained(tmp_path / "new" / tokenizer.name)
+        assert again.fingerprint == tokenizer.fingerprint
+        again.save_pretrained(tmp_path / "new" / tokenizer.name)
+
+
 def test_fingerprints_tell_what_changes_ids(tmp_path: Path, cpm_model: Path) -> None:
     file = VOCABULARIES / "cpm1" / "vocab.txt"
     elsewhere = tmp_path / "other.txt"

@@ -37,13 +37,30 @@ def load_model(name_or_dir: str | Path, **options: Any) -> BaseModel:
     Raises:
         ValueError: the checkpoint names no family, or one that is not known.
     """
+    remote = {name: options[name] for name in ("revision", "local_files_only") if name in options}
+    return find_family(name_or_dir, **remote).from_pretrained(name_or_dir, **options)
+
+
+def find_family(
+    name_or_dir: str | Path, *, revision: str | None = None, local_files_only: bool = False
+) -> type[BaseModel]:
+    """Says which family a checkpoint names.
+
+    Args:
+        name_or_dir: as in `load_model`.
+        revision: as in `BaseModel.from_pretrained`.
+        local_files_only: likewise.
+
+    Raises:
+        ValueError: the checkpoint names no family, or one that is not known.
+    """
     repositories = {
         name: repo for model in families.values() for name, repo in model.config_class.repositories().items()
     }
-    remote = {name: options[name] for name in ("revision", "local_files_only") if name in options}
-    raw, path = read_config(resolve(name_or_dir, repositories, **remote))
+    source = resolve(name_or_dir, repositories, revision=revision, local_files_only=local_files_only)
+    raw, path = read_config(source)
     model_type = raw.get("model_type")
     if model_type not in families:
         found = f"is {model_type!r}" if model_type else "is missing, as in legacy directories; use that family's class"
         raise ValueError(f"{path}: `model_type` must be one of {', '.join(families)}, but {found}")
-    return families[model_type].from_pretrained(name_or_dir, **options)
+    return families[model_type]

@@ -69,6 +69,14 @@ class _CPMTokenizer:
         file, *_ = find_files(local_path(directory, {}), cls.layouts, cls.__name__)
         return cls(file, **options)
 
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Copy the vocabulary into a directory, for `from_pretrained`; its options are not kept."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = Path(self.vocab_file)
+        name = "chinese_vocab.model" if file.suffix == ".model" else "vocab.txt"
+        (folder / name).write_bytes(file.read_bytes())
+
     def _special_tokens(self) -> dict[str, str]:
         """Parameter and token of each that the vocabulary must hold."""
         names = ("eod_token", "pad_token", "unk_token", "line_token", "space_token")

@@ -16,7 +16,7 @@ from .._extra import torch
 from .cache import Stored, cached
 from .catalogue import find_task
 from .columns import Encoded, Layout, Padding, Ragged, columns_of, stack
-from .encoding import encode_texts
+from .encoding import describe, encode_texts
 from .reading import Example, Source, Splits, find_source, read_examples
 from .task import Task
 
@@ -123,13 +123,18 @@ class TaskDataset(torch.utils.data.Dataset[Item]):
         """Token id of each class's word, of shape (classes): the columns of the logits to compare.
 
         Raises:
-            ValueError: The task has no words, or one is not a single token of this vocabulary.
+            ValueError: The task has no words, or they are not single tokens of this vocabulary that differ.
         """
         words = self.task.prompt_for(self.family).words
         encoded = encode_texts(self.tokenizer, [self.label_word(word) for word in words])
         for word, ids in zip(words, encoded, strict=True):
             if len(ids) != 1:
                 raise ValueError(f"the word {word!r} of task {self.task.name!r} is {len(ids)} tokens, but must be one")
+        if len({ids[0] for ids in encoded}) < len(words):
+            raise ValueError(
+                f"the words of task {self.task.name!r}, {', '.join(words)}, must differ, but some are the same token "
+                f"for {describe(self.tokenizer)}"
+            )
         if not words:
             raise ValueError(f"task {self.task.name!r} is answered with free text and has no verbalizer")
         return torch.tensor(encoded)[:, 0]
