@@ -311,7 +311,7 @@ def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="the word 'not so' of task 'BoolQ' is 2 tokens, but must be one"):
         _ = BertDataset(split(BOOLQ), "train", 0, 1, ToyTokenizer(), task=task).verbalizer
     task = replace(TASKS["BoolQ"], prompt=Prompt("{passage}{mask}", ("yes", "yes")))
-    with pytest.raises(ValueError, match="words of task 'BoolQ', yes, yes, must differ, .* for tokenizer 'toy'"):
+    with pytest.raises(ValueError, match=r"words of task 'BoolQ', yes, yes, must differ, .* for tokenizer 'toy'"):
         _ = BertDataset(split(BOOLQ), "train", 0, 1, ToyTokenizer(), task=task).verbalizer
     with pytest.raises(ValueError, match="task 'ReCoRD' is answered with free text"):
         _ = GPT2Dataset(split(RECORD), "train", 0, 1, ToyTokenizer(), task=TASKS["ReCoRD"]).verbalizer
