@@ -162,7 +162,7 @@ def test_command(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "model.name must be a directory or a published size, but is 'gpt2-xxl'; did you",
         ),
         (["--model.options.num_layer", "3"], "has no option `num_layer`; the nearest one is `num_layers`"),
-        (["--data.max_length", "1000"], "`max_length` must be at most the model's `position_size` (32), but is 1000"),
+        (["--data.max_length", "1000"], "data.max_length must be at most the model's position_size (32), but is 1000"),
     ],
 )
 def test_wrong_input(arguments: list[str], message: str, encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,11 @@ BAD: dict[str, Callable[[], object]] = {
         config().data,
         objective="magic",  # type: ignore[arg-type]
     ),
-    r"data\.max_length must be at least 2, but is 1": lambda: replace(config().data, max_length=1),
+    r"data\.max_length must be at least 4, but is 3": lambda: replace(config().data, max_length=3),
+    r"data\.max_target_length must be at least 3": lambda: replace(config().data, max_target_length=2),
+    r"data\.mask_share must be above 0 and below 1": lambda: replace(config().data, mask_share=1.0),
+    r"data\.mean_span must be at least 1, but is 0\.5": lambda: replace(config().data, mean_span=0.5),
+    r"data\.pack must be true with data\.full_rows": lambda: replace(config().data, full_rows=True, pack=False),
     r"data\.validation_share must be above 0 and below 1, but is 1\.0": lambda: replace(
         config().data, validation_share=1.0
     ),
@@ -99,7 +103,7 @@ def test_bad_values(message: str) -> None:
 
 def test_every_option_has_a_description() -> None:
     def check(kind: Any) -> None:
-        source = inspect.getsource(kind)
+        source = "".join(inspect.getsource(each) for each in kind.mro() if is_dataclass(each))
         for field in fields(kind):
             described = source.partition(f"\n    {field.name}: ")[2]
             assert described.partition("\n")[2].lstrip().startswith('"""'), f"{kind.__name__}.{field.name}"

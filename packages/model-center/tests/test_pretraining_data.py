@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from pretraining_corpora import END, WORDS, TinyTokenizer, tiny_config, write_corpus
 
 from model_center.dataset import DistributedMMapIndexedDataset
+from model_center.dataset.indexed import SpanCorruption
 from model_center.layer import AttentionMask
 from model_center.model.families import families
+from model_center.recipe.pretrain_configuration import ObjectiveOptions, PretrainDataOptions
 from model_center.recipe.pretraining_data import Batch, PretrainingData
-from model_center.recipe.pretraining_objectives import OBJECTIVES, ObjectiveOptions, make_objective
+from model_center.recipe.pretraining_objectives import OBJECTIVES, make_objective
 
 LENGTHS = [[5, 30, 1, 12, 9, 40, 3], [17, 0, 8, 22, 2, 6]]
 FAMILIES = [(model_type, name) for model_type, names in OBJECTIVES.items() for name in names]
@@ -283,7 +285,7 @@ def test_bad_input(corpus: Path, tmp_path: Path) -> None:
         open_data(corpus, global_size=0)
     with pytest.raises(ValueError, match=r"`rank` must lie between 0 and `world_size` - 1 \(0\), but is 1"):
         open_data(corpus, rank=1)
-    with pytest.raises(ValueError, match="data.full_rows belongs to the objective causal, but that is masked"):
+    with pytest.raises(ValueError, match=r"data\.full_rows belongs to the objective causal, but that is masked"):
         open_data(corpus, objective("bert"), full_rows=True)
     with pytest.raises(ValueError, match="`number` must not be negative"):
         open_data(corpus).step(-1)
@@ -297,7 +299,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_objectives_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="data.objective of this t5 must be one of spans, but is 'causal'"):
+    with pytest.raises(ValueError, match=r"data\.objective of a t5 must be one of spans, but is 'causal'"):
         objective("t5", objective="causal")
     with pytest.raises(ValueError, match=r"data\.max_length must be at least 4, but is 3"):
         ObjectiveOptions(max_length=3)
@@ -329,6 +331,34 @@ def test_tokens_that_an_objective_needs() -> None:
         make_objective(tiny_config("t5"), Bare())
     with pytest.raises(ValueError, match=r"data\.whole_words needs a WordPiece vocabulary"):
         make_objective(tiny_config("bert"), OnlyWords(), ObjectiveOptions(whole_words=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "message"),
+    [
+        ("gpt2", {"mask_share": 0.2}, r"data\.mask_share belongs to the objective masked or spans, but that is causal"),
+        ("bert", {"mean_span": 4.0}, r"data\.mean_span belongs to the objective spans, but that is masked"),
+        (
+            "bert",
+            {"max_target_length": 9},
+            r"data\.max_target_length belongs to the objective spans, but that is masked",
+        ),
+        ("t5", {"whole_words": True}, r"data\.whole_words belongs to the objective masked, but that is spans"),
+    ],
+)
+def test_options_of_another_objective(model_type: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        objective(model_type, **options)
+
+
+def test_options_of_the_configuration_reach_the_objective() -> None:
+    options: dict[str, Any] = {"max_length": 64, "max_target_length": 20, "mask_share": 0.3, "mean_span": 5.0}
+    data = PretrainDataOptions(path="ids", tokenizer="words", **options)
+    made = make_objective(tiny_config("t5"), TinyTokenizer(), data.objective_options)
+    assert isinstance(made.inner, SpanCorruption)
+    assert (made.inner.share, made.inner.mean_span) == (0.3, 5.0)
+    assert made.sides == (64, 20)
+    assert made.inner.lengths(made.room)[1] <= 20
 
 
 def test_whole_words_are_masked_together(corpus: Path) -> None:

@@ -131,7 +131,7 @@ class PretrainDataOptions(ObjectiveOptions):
             require(bool(getattr(self, name)), f"data.{name}", "given", getattr(self, name))
         if self.full_rows and not self.pack:
             raise ValueError(
-                "data.pack must be true where data.full_rows puts several documents into a row, but is False"
+                "data.pack must be true with data.full_rows, whose rows hold several documents, but is False"
             )
         share = self.validation_share
         require(0 < share < 1, "data.validation_share", "above 0 and below 1", share)

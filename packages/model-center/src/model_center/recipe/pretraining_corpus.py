@@ -100,8 +100,8 @@ class RowCorpus(Corpus):
         self, folder: Path, name: str, objective: PretrainingObjective, *, seed: int, tokenizer: Tokenizer | None = None
     ) -> None:
         if objective.options.objective != "causal":
-            name = objective.options.objective
-            raise ValueError(f"data.full_rows belongs to the objective causal, but that is {name}")
+            chosen = objective.options.objective
+            raise ValueError(f"data.full_rows belongs to the objective causal, but that is {chosen}")
         sequences = DistributedMMapIndexedDataset(folder, name, 0, 1)
         self._rows = [FullRows(file, objective.options.max_length) for file in sequences.files]
         self._ends = np.cumsum([len(rows) for rows in self._rows])

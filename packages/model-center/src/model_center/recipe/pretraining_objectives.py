@@ -74,9 +74,8 @@ class PretrainingObjective:
     @property
     def fingerprint(self) -> str:
         """Two objectives with the same one make the same samples of the same sequences."""
-        inner = type(self.inner).__qualname__
-        identity = (inner, self.options, self.begin, self.end, self.closing_id, self.room, self.vocab_size)
-        identity += (self.tokenizer,)
+        made_by = (type(self.inner).__qualname__, self.options, self.tokenizer)
+        identity = (made_by, self.begin, self.end, self.closing_id, self.room, self.vocab_size)
         return hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def cut(self, tokens: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -108,9 +107,7 @@ def make_objective(config: Config, tokenizer: Any, options: ObjectiveOptions | N
     known = _objectives_of(config)
     name = options.objective or known[0]
     if name not in known:
-        raise ValueError(
-            f"data.objective of this {config.model_type} must be one of {', '.join(known)}, but is {name!r}"
-        )
+        raise ValueError(f"data.objective of a {config.model_type} must be one of {', '.join(known)}, but is {name!r}")
     for option, objectives in BELONGS.items():
         if getattr(options, option) and name not in objectives:
             raise ValueError(f"data.{option} belongs to the objective {' or '.join(objectives)}, but that is {name}")
