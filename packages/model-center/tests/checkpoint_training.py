@@ -25,7 +25,7 @@ WORDS, LENGTH, ROWS = 19, 6, 4
 
 # Processes are forked from one that has imported everything and has no threads.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["model_center.engine.fsdp_engine", "model_center.recipe.checkpoints"])
+PROCESSES.set_forkserver_preload(["model_center.engine.fsdp_engine", "model_center.recipe.pretraining"])
 
 
 def make_state(dtype: torch.dtype = torch.float32, **changes: Any) -> TrainingState:
@@ -119,7 +119,8 @@ def kill_savers(
     duration = 0.05
     for _ in range(kills):
         receiver, sender = PROCESSES.Pipe(duplex=False)
-        processes = _start(save_until_killed, world_size, directory, asynchronous, sender)
+        arguments = (directory, asynchronous, sender)
+        processes = start_processes(_with_engine, world_size, "torch", save_until_killed, arguments)
         sender.close()
         _, told, _ = receiver.recv()
         assert told == step, f"went on from step {told} where {step} was the newest"
@@ -163,43 +164,43 @@ def run_processes(
     work: Callable[..., None], world_size: int, *args: Any, name: Literal["torch", "bmtrain"] = "torch"
 ) -> None:
     """Run a function in several processes that are each other's partners under an engine."""
-    processes = _start(work, world_size, *args, name=name)
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * world_size
+    assert exit_codes(start_processes(_with_engine, world_size, name, work, args)) == [0] * world_size
 
 
-def _start(
-    work: Callable[..., None], world_size: int, *args: Any, name: Literal["torch", "bmtrain"] = "torch"
-) -> list[ForkServerProcess]:
+def start_processes(work: Callable[..., None], world_size: int, *args: Any) -> list[ForkServerProcess]:
+    """Call a function in several processes whose environment is that of a launcher."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     processes = [
-        PROCESSES.Process(target=_run, args=(name, work, rank, world_size, port, args)) for rank in range(world_size)
+        PROCESSES.Process(target=_launched, args=(work, rank, world_size, port, args)) for rank in range(world_size)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def _run(
-    name: Literal["torch", "bmtrain"],
-    work: Callable[..., None],
-    rank: int,
-    world_size: int,
-    port: str,
-    args: tuple[Any, ...],
-) -> None:
+def exit_codes(processes: list[ForkServerProcess]) -> list[int | None]:
+    """Wait for processes to end, and kill those that don't, whose code is None."""
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def _launched(work: Callable[..., None], rank: int, world_size: int, port: str, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
     os.environ |= {name: str(number) for name, number in places.items()}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    work(*args)
+
+
+def _with_engine(name: Literal["torch", "bmtrain"], work: Callable[..., None], args: tuple[Any, ...]) -> None:
     engine.init_distributed(seed=3, engine=name)
-    random.seed(rank)
-    np.random.seed(rank)  # noqa: NPY002 - what data code shares
+    random.seed(engine.rank())
+    np.random.seed(engine.rank())  # noqa: NPY002 - what data code shares
     work(*args)
     engine.synchronize()
