@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from model_center.engine import Engine, Initializer, TorchEngine
+from model_center.engine import Engine, Initializer, TorchEngine, fills_parameters
 from model_center.engine.base import ModuleT, ReduceOp
 
 
@@ -96,7 +96,8 @@ class FakeEngine(Engine):
 
     def parameter(self, *shape: int, dtype: torch.dtype, init: Initializer) -> torch.nn.Parameter:
         whole = torch.empty(*shape, dtype=self.resolve_dtype(dtype))
-        init(whole)
+        if fills_parameters():
+            init(whole)
         parameter = FlatParameter(whole.flatten())
         parameter.whole_shape, parameter.initializer = shape, init
         parameter.register_hook(lambda gradient: gradient * self.world_size)  # type: ignore[no-untyped-call]

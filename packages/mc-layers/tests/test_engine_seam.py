@@ -132,6 +132,23 @@ def test_init_parameters_fills_again_and_spares_foreign_parameters() -> None:
     assert twin.weight.data_ptr() != module.weight.data_ptr()
 
 
+def test_uninitialized_parameters_are_filled_when_asked() -> None:
+    torch.manual_seed(0)
+    expected = current_engine().parameter(3, 4, dtype=torch.bfloat16, init=Normal())
+    torch.manual_seed(0)
+    generator = torch.get_rng_state()
+    with bmt.uninitialized():
+        with bmt.uninitialized():
+            pass
+        parameter = current_engine().parameter(3, 4, dtype=torch.bfloat16, init=Normal())
+    assert torch.equal(torch.get_rng_state(), generator)
+    module = torch.nn.Module()
+    module.register_parameter("weight", parameter)
+    bmt.init_parameters(module)
+    assert torch.equal(parameter, expected)
+    assert current_engine().parameter(2, dtype=torch.float32, init=Constant(3.0)).tolist() == [3.0, 3.0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

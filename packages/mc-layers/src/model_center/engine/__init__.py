@@ -18,7 +18,7 @@ from model_center.engine.checkpoint import (
 )
 from model_center.engine.current import current_engine, init_distributed, use_engine
 from model_center.engine.dtype import HALF
-from model_center.engine.initializer import Constant, Initializer, Normal
+from model_center.engine.initializer import Constant, Initializer, Normal, fills_parameters, uninitialized
 from model_center.engine.optim import optim_step
 from model_center.engine.process import (
     gather_result,
@@ -47,6 +47,7 @@ __all__ = [
     "compare_states",
     "current_engine",
     "distributed",
+    "fills_parameters",
     "gather_result",
     "init_distributed",
     "init_parameters",
@@ -61,6 +62,7 @@ __all__ = [
     "save",
     "sum_loss",
     "synchronize",
+    "uninitialized",
     "use_engine",
     "world_size",
 ]

@@ -76,7 +76,8 @@ class Engine(ABC):
         Args:
             *shape: Size of each dimension of the whole parameter.
             dtype: Its data type, or `HALF`.
-            init: What fills it. The engine remembers it for `init_parameters`.
+            init: What fills it, unless `fills_parameters()` says that nothing does. The engine remembers it for
+                `init_parameters`.
         """
 
     @abstractmethod

@@ -16,7 +16,7 @@ from bmtrain.block_layer import Block
 from bmtrain.global_var import config as bmtrain_config
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
-from model_center.engine.initializer import Initializer
+from model_center.engine.initializer import Initializer, fills_parameters
 from model_center.engine.launch import report_failures
 from model_center.engine.tensors import local_norm
 
@@ -67,7 +67,8 @@ class BMTrainEngine(Engine):
     def parameter(self, *shape: int, dtype: torch.dtype, init: Initializer) -> torch.nn.Parameter:
         """This process's shard of a new parameter, filled so that the whole is the same for any number of processes."""
         whole = torch.empty(*shape, dtype=self.resolve_dtype(dtype), device=self.device)
-        init(whole)
+        if fills_parameters():
+            init(whole)
         parameter: torch.nn.Parameter = bmtrain.DistributedParameter(whole, init_method=init)
         return parameter
 

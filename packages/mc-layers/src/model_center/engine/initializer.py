@@ -1,6 +1,8 @@
 """Initialisers: what a fresh parameter holds. Small values that any engine can apply to whole or sharded storage."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,3 +54,30 @@ class Constant:
         """Fills `tensor` in place."""
         with torch.no_grad():
             tensor.fill_(self.value)
+
+
+_fills = True  # as which engine runs, it is the same for all threads
+
+
+def fills_parameters() -> bool:
+    """Whether a new parameter gets its initial values; False in `uninitialized`."""
+    return _fills
+
+
+@contextmanager
+def uninitialized() -> Iterator[None]:
+    """Parameters made in it are allocated, but hold whatever was in memory: for models that are loaded right away.
+
+        with engine.uninitialized():
+            model = Bert(config)
+        engine.load(model, path)
+
+    It spares the random numbers, which take a CPU minutes for billions of parameters, and leaves the random generators
+    as they are. What a load that is not strict passes over must be filled with `init_parameters`.
+    """
+    global _fills  # noqa: PLW0603
+    previous, _fills = _fills, False
+    try:
+        yield
+    finally:
+        _fills = previous

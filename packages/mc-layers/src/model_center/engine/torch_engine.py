@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
-from model_center.engine.initializer import Initializer
+from model_center.engine.initializer import Initializer, fills_parameters
 from model_center.engine.recompute import as_checkpoint_block
 from model_center.engine.tensors import local_norm
 
@@ -44,10 +44,11 @@ class TorchEngine(Engine):
         return cls
 
     def parameter(self, *shape: int, dtype: torch.dtype, init: Initializer) -> torch.nn.Parameter:
-        """A new parameter on `device`, filled at once from torch's global random generator."""
+        """A new parameter on `device`, filled at once from torch's global random generator (not in `uninitialized`)."""
         parameter = InitializedParameter(torch.empty(*shape, dtype=self.resolve_dtype(dtype), device=self.device))
         parameter.initializer = init
-        init(parameter)
+        if fills_parameters():
+            init(parameter)
         return parameter
 
     def init_parameters(self, module: torch.nn.Module) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_center.engine import Normal, current_engine
+from model_center.engine import Normal, current_engine, fills_parameters
 from model_center.layer.module import NO_TRAINING, Module
 
 
@@ -52,9 +52,13 @@ class WeightMatrix(Module):
             return
         engine = current_engine()
         weight = torch.empty(rows, columns, dtype=engine.resolve_dtype(dtype), device=engine.device)
-        init(weight)
+        if fills_parameters():
+            init(weight)
+            codes, scale = quantize_rows(weight)
+        else:
+            codes, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(rows)
         self.register_parameter("weight", None)
-        for name, tensor in zip(("weight_codes", "weight_scale"), quantize_rows(weight), strict=True):
+        for name, tensor in (("weight_codes", codes), ("weight_scale", scale)):
             self.register_buffer(name, tensor, persistent=False)
 
     def float_weight(self) -> Tensor:

@@ -1,6 +1,6 @@
 """What all models share: building from a configuration, loading, saving, exporting."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from model_center.engine import current_engine, rank, synchronize
+from model_center.engine import current_engine, rank, synchronize, uninitialized
 from model_center.layer import Module, select
 from model_center.model.checkpoint import MAX_FILE_BYTES, Checkpoint, write_checkpoint
 from model_center.model.config import Config, is_huggingface
@@ -132,6 +132,9 @@ class BaseModel(Module):
     ) -> Self:
         """Loads a checkpoint, on the current engine's device, in evaluation mode.
 
+        What the checkpoint holds is never filled with random values first. A head that it lacks has the values of a
+        fresh model's, made with the same seed, which takes drawing all of that model's random numbers.
+
         Args:
             name_or_dir: a directory (of `save_pretrained`, in Hugging Face's layout, or a legacy ModelCenter one with
                 `pytorch_model.pt`), a documented identifier such as "bert-base-uncased", or the `owner/name` of a
@@ -160,19 +163,26 @@ class BaseModel(Module):
             config = replace(config, dtype=dtype)
         stored = Stored(Checkpoint(source), options)
         config = cls.fit(config, stored)
-        model = cls(config)
-        model._load(stored)
+        with uninitialized():
+            model = cls(config)
+        weights = model.import_of(stored).check()
+        if weights.absent:
+            # A head's fresh values depend on all random numbers that are drawn before them.
+            del model
+            model = cls(config)
+        weights.copy_into(model)
         model.eval()
         return model
 
-    def _load(self, stored: Stored) -> None:
+    def import_of(self, stored: Stored) -> WeightImport:
+        """What loads a checkpoint into models like this one."""
         table = self.table(self.config) if stored.is_foreign else None
-        names = list(current_engine().state_shapes(self))
-        rules = self.own_rules(names, self.config, stored) if table is None else table.rules
+        wanted = current_engine().state_shapes(self)
+        rules = self.own_rules(list(wanted), self.config, stored) if table is None else table.rules
         rows = expand(rules, self.config.depths)
         if stored.options.get("tie_word_embeddings") is False:  # then a missing projection is missing
             rows = [replace(row, fallback=None) if row.ours == (self.tied_output,) else row for row in rows]
-        WeightImport(self, stored.weights, rows, table, self.heads).run()
+        return WeightImport(type(self).__name__, wanted, stored.weights, rows, table, self.heads)
 
     def save_pretrained(self, directory: str | Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         """Writes `config.json` and the weights as safetensors, for `from_pretrained`.
@@ -199,16 +209,37 @@ class BaseModel(Module):
         Raises:
             ValueError: Transformers has no such model, or cannot express an option or a weight of this one.
         """
+        self._exported_config()  # an error is the same on all processes, and comes before anything is gathered
+        state = current_engine().state_dict(self)
+        if rank() == 0:
+            write_checkpoint(directory, *self.exported(state), max_file_bytes)
+        synchronize()
+
+    def exported(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], Exported]:
+        """Configuration and tensors for Transformers.
+
+        Args:
+            state: our tensors by name; a head may be absent.
+
+        Raises:
+            ValueError: as `export_huggingface`; what concerns the weights themselves when they are asked for.
+        """
+        table, config = self._exported_config()
+        if not self.has_scores(head for head in self.heads if not any(name.startswith(f"{head}.") for name in state)):
+            del config["architectures"]
+        config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
+        return config, Exported(state, expand(table.rules, self.config.depths), table.exported)
+
+    def _exported_config(self) -> tuple[Table, dict[str, Any]]:
         table = self.table(self.config)
         if table is None:
             raise ValueError(f"Transformers has no counterpart of {type(self).__name__}; use save_pretrained")
         architecture = table.architecture if self.config.cls_head is None else table.classifier
         if architecture is None:
             raise ValueError(f"Transformers has no {type(self).__name__} with a classification head (`cls_head`)")
-        config = {**self.config.checked_huggingface(), "architectures": [architecture]}
-        state = current_engine().state_dict(self)
-        if rank() == 0:
-            config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
-            tensors = Exported(state, expand(table.rules, self.config.depths), table.exported)
-            write_checkpoint(directory, config, tensors, max_file_bytes)
-        synchronize()
+        return table, {**self.config.checked_huggingface(), "architectures": [architecture]}
+
+    def has_scores(self, absent: Iterable[str]) -> bool:
+        """Whether it has the weights that logits need, without the heads (of those that it has) that are absent."""
+        scoring = "cls_projection" if self.config.cls_head is not None else self.tied_output.partition(".")[0]
+        return not (hasattr(self, scoring) and scoring in absent)

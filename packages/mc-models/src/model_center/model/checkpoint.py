@@ -117,6 +117,9 @@ class Checkpoint:
     Args:
         source: where to look.
 
+    Attributes:
+        paths: all files that belong to it, the index first if there is one.
+
     Raises:
         FileNotFoundError: the place holds no weights; the message lists what was looked for.
         ValueError: a file is truncated, foreign, or disagrees with the index.
@@ -131,6 +134,7 @@ class Checkpoint:
         else:
             raise FileNotFoundError(f"{source.description} holds no weights; looked for {', '.join(WEIGHT_NAMES)}")
         self.path = path
+        self.paths = [path]
         self._files: dict[str, TensorFile]
         if path.name.endswith(".index.json"):
             self._files = self._open_shards(source, path)
@@ -138,15 +142,16 @@ class Checkpoint:
             file = _open(path)
             self._files = dict.fromkeys(file.names(), file)
 
-    @staticmethod
-    def _open_shards(source: Source, index: Path) -> dict[str, TensorFile]:
+    def _open_shards(self, source: Source, index: Path) -> dict[str, TensorFile]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{index} must hold a `weight_map` from tensor names to file names, but has none")
         paths = {name: source.file(name) for name in sorted(set(weight_map.values()))}
         if absent := [name for name, path in paths.items() if path is None]:
             raise FileNotFoundError(f"{index} names files that are missing from {source.description}: {absent}")
-        files = {name: _open(path) for name, path in paths.items() if path is not None}
+        present = {name: path for name, path in paths.items() if path is not None}
+        self.paths += present.values()
+        files = {name: _open(path) for name, path in present.items()}
         held = {name: frozenset(file.names()) for name, file in files.items()}
         if lost := [tensor for tensor, name in weight_map.items() if tensor not in held[name]]:
             raise ValueError(f"{index} names tensors that its files do not hold: {lost}")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from model_center.model.base import BaseModel
-from model_center.model.source import read_config, resolve
+from model_center.model.source import Source, read_config, resolve
 
 _MODELS = (
     "bert.Bert",
@@ -54,13 +54,26 @@ def find_family(
     Raises:
         ValueError: the checkpoint names no family, or one that is not known.
     """
-    repositories = {
-        name: repo for model in families.values() for name, repo in model.config_class.repositories().items()
-    }
-    source = resolve(name_or_dir, repositories, revision=revision, local_files_only=local_files_only)
-    raw, path = read_config(source)
+    raw, path = read_config(find_source(name_or_dir, revision=revision, local_files_only=local_files_only))
     model_type = raw.get("model_type")
     if model_type not in families:
         found = f"is {model_type!r}" if model_type else "is missing, as in legacy directories; use that family's class"
         raise ValueError(f"{path}: `model_type` must be one of {', '.join(families)}, but {found}")
     return families[model_type]
+
+
+def find_source(name_or_dir: str | Path, *, revision: str | None = None, local_files_only: bool = False) -> Source:
+    """Finds the files of a checkpoint of any family.
+
+    Args:
+        name_or_dir: as in `load_model`.
+        revision: as in `BaseModel.from_pretrained`.
+        local_files_only: likewise.
+
+    Raises:
+        FileNotFoundError: there is no such directory or identifier.
+    """
+    repositories = {
+        name: repo for model in families.values() for name, repo in model.config_class.repositories().items()
+    }
+    return resolve(name_or_dir, repositories, revision=revision, local_files_only=local_files_only)

@@ -51,46 +51,44 @@ class WeightImport:
     in it; both are said once, by name, in a log message. Everything else must match to the last name and shape.
 
     Attributes:
-        model: the model.
+        model: name of the model's class.
+        wanted: shapes of its tensors by name.
         checkpoint: the tensors.
         rows: what becomes what, for all tensors that the family can have.
         table: the other conventions of the checkpoint, or None where it uses our own names.
         heads: names of our head modules.
     """
 
-    model: torch.nn.Module
+    model: str
+    wanted: Mapping[str, torch.Size]
     checkpoint: Checkpoint
     rows: Sequence[Row]
     table: Table | None
     heads: tuple[str, ...]
 
-    def run(self) -> None:
-        """Checks everything, then copies a few tensors at a time.
+    def check(self) -> "Imported":
+        """Checks that everything fits, and says what is absent or left over.
 
         Raises:
-            ValueError: names every missing, unexpected and mis-shaped tensor; the model is untouched then.
+            ValueError: names every missing, unexpected and mis-shaped tensor.
         """
-        wanted = current_engine().state_shapes(self.model)
+        imported = self.plan()
+        imported.problems.raise_if_any(f"{self.checkpoint.path} into {self.model}")
+        self._say(imported.absent, imported.left_over)
+        return imported
+
+    def plan(self) -> "Imported":
+        """What the checkpoint has for the model, with its problems."""
         held = dict(self._canonical())
-        sources = self._sources(wanted, held)
-        absent, missing = self._absent_heads(wanted, {name for row in sources for name in row.ours})
-        loaded = {row: source for row, source in sources.items() if not self._is_in(row.ours[0], absent)}
-        left_over, unexpected = self._left_over(wanted, held)
+        found = self._sources(held)
+        absent, missing = self._absent_heads({name for row in found for name in row.ours})
+        loaded = {row: source for row, source in found.items() if not self._is_in(row.ours[0], absent)}
+        left_over, unexpected = self._left_over(held)
         problems = Problems(missing, unexpected)
         for row, source in loaded.items():
-            self._check(row, source, held, wanted, problems)
-        problems.raise_if_any(f"{self.checkpoint.path} into {type(self.model).__name__}")
-        self._say(absent, left_over)
-        batch: dict[str, Tensor] = {}
-        for row, source in loaded.items():
-            tensors = [self.checkpoint.read(held[source])]
-            for operation in row.operations:
-                tensors = operation.to_ours(tensors)
-            batch |= zip(row.ours, tensors, strict=True)
-            if sum(tensor.nbytes for tensor in batch.values()) > _BATCH_BYTES:
-                current_engine().load_state_dict(self.model, batch)
-                batch.clear()
-        current_engine().load_state_dict(self.model, batch)
+            self._check(row, source, held, problems)
+        sources = {row: held[source] for row, source in loaded.items()}
+        return Imported(self.checkpoint, sources, problems, absent, left_over)
 
     def _canonical(self) -> list[tuple[str, str]]:
         """Canonical name and name in the checkpoint, for all tensors that mean something."""
@@ -99,32 +97,32 @@ class WeightImport:
         pairs = [(self.table.canonical(name), name) for name in self.checkpoint.names()]
         return [(canonical, name) for canonical, name in pairs if not self.table.is_derived(canonical)]
 
-    def _sources(self, wanted: Mapping[str, torch.Size], held: Mapping[str, str]) -> dict[Row, str]:
+    def _sources(self, held: Mapping[str, str]) -> dict[Row, str]:
         """The tensor that each row reads, for rows of tensors that this model has."""
         sources = {}
         for row in self.rows:
             names = [*row.theirs, *([row.fallback] if row.fallback else [])]
             source = next((name for name in names if name in held), None)
-            if source is not None and all(name in wanted for name in row.ours):
+            if source is not None and all(name in self.wanted for name in row.ours):
                 sources[row] = source
         return sources
 
-    def _absent_heads(self, wanted: Mapping[str, torch.Size], found: set[str]) -> tuple[list[str], list[str]]:
+    def _absent_heads(self, found: set[str]) -> tuple[list[str], list[str]]:
         """The heads of which nothing but fallbacks is there, and what is missing elsewhere."""
         fallbacks = {name for row in self.rows if row.fallback for name in row.ours}
         absent = []
         for head in self.heads:
-            names = [name for name in wanted if self._is_in(name, [head])]
+            names = [name for name in self.wanted if self._is_in(name, [head])]
             if names and not found.intersection(names) - fallbacks and not fallbacks.issuperset(names):
                 absent.append(head)
-        return absent, [name for name in wanted if name not in found and not self._is_in(name, absent)]
+        return absent, [name for name in self.wanted if name not in found and not self._is_in(name, absent)]
 
-    def _left_over(self, wanted: Mapping[str, torch.Size], held: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    def _left_over(self, held: Mapping[str, str]) -> tuple[list[str], list[str]]:
         """What the checkpoint holds for heads that this model lacks, and what nobody expects."""
         head_names: set[str] = set()
         used: set[str] = set()
         for row in self.rows:
-            if all(name in wanted for name in row.ours):
+            if all(name in self.wanted for name in row.ours):
                 used.update(row.theirs, [row.fallback] if row.fallback else [])
             elif self._is_in(row.ours[0], self.heads):
                 head_names.update(row.theirs)
@@ -138,37 +136,83 @@ class WeightImport:
         names = {canonical: name for canonical, name in self._canonical() if held.get(canonical, name) != name}
         return left_over, [*unexpected, *names.values()]  # the latter mean the same as a name that was taken
 
-    def _check(
-        self, row: Row, source: str, held: Mapping[str, str], wanted: Mapping[str, torch.Size], problems: Problems
-    ) -> None:
+    def _check(self, row: Row, source: str, held: Mapping[str, str], problems: Problems) -> None:
         shape = self.checkpoint.shape(held[source])
         try:
-            tensors = [torch.empty(shape, device="meta")]
-            for operation in row.operations:
-                tensors = operation.to_ours(tensors)
+            tensors = row.to_ours(torch.empty(shape, device="meta"))
         except ValueError as error:
             problems.misshaped.append(f"{held[source]} {shape}: {error}")
             return
         for name, tensor in zip(row.ours, tensors, strict=True):
-            if tensor.shape != wanted[name]:
+            if tensor.shape != (expected := self.wanted[name]):
                 problems.misshaped.append(
-                    f"{name} is {tuple(tensor.shape)} (from {held[source]} {shape}), must be {tuple(wanted[name])}"
+                    f"{name} is {tuple(tensor.shape)} (from {held[source]} {shape}), must be {tuple(expected)}"
                 )
-        elsewhere = {other.theirs[0] for other in self.rows if other is not row and set(other.ours) <= wanted.keys()}
+        others = [other for other in self.rows if other is not row and set(other.ours) <= self.wanted.keys()]
+        elsewhere = {other.theirs[0] for other in others}
         for name in set(row.theirs).intersection(held) - {source} - elsewhere:
             if not torch.equal(self.checkpoint.read(held[name]), self.checkpoint.read(held[source])):
                 problems.differing.append(f"{held[name]} and {held[source]}")
 
     def _say(self, absent: Sequence[str], left_over: Sequence[str]) -> None:
-        name = type(self.model).__name__
         if absent:
             logger.warning("%s has no weights for %s; it is newly initialised", self.checkpoint.path, ", ".join(absent))
         if left_over:
-            logger.warning("%s holds weights that this %s has no use for: %s", self.checkpoint.path, name, left_over)
+            message = "%s holds weights that this %s has no use for: %s"
+            logger.warning(message, self.checkpoint.path, self.model, left_over)
 
     @staticmethod
     def _is_in(name: str, heads: Sequence[str]) -> bool:
         return name.partition(".")[0] in heads
+
+
+class Imported(Mapping[str, Tensor]):
+    """The tensors of a checkpoint under our names, each read when it is asked for.
+
+    Args:
+        checkpoint: the tensors.
+        sources: what becomes what, and the tensor of the checkpoint that it is made of.
+        problems: what keeps the checkpoint from being loaded.
+        absent: heads that it does not hold.
+        left_over: tensors of it that the model has no use for.
+
+    Attributes:
+        rows: the rule that makes each of our tensors.
+        sources: the name in the checkpoint of what each of our tensors is made of.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        sources: Mapping[Row, str],
+        problems: Problems,
+        absent: Sequence[str],
+        left_over: Sequence[str],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self.rows = {name: row for row in sources for name in row.ours}
+        self.sources = {name: sources[row] for name, row in self.rows.items()}
+        self.problems, self.absent, self.left_over = problems, absent, left_over
+
+    def __getitem__(self, name: str) -> Tensor:
+        row = self.rows[name]
+        return row.to_ours(self._checkpoint.read(self.sources[name]))[row.ours.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def copy_into(self, model: torch.nn.Module) -> None:
+        """Copies everything, a few tensors at a time."""
+        batch: dict[str, Tensor] = {}
+        for name, tensor in self.items():
+            batch[name] = tensor
+            if sum(tensor.nbytes for tensor in batch.values()) > _BATCH_BYTES:
+                current_engine().load_state_dict(model, batch)
+                batch.clear()
+        current_engine().load_state_dict(model, batch)
 
 
 class Exported(Mapping[str, Tensor]):
