@@ -7,7 +7,16 @@ import torch
 import transformers
 from tiny_encoder import write_encoder, write_task
 
-from model_center.recipe import DataOptions, FinetuneConfig, ModelOptions, OptimizerOptions, StepMetrics, prepare, train
+from model_center.recipe import (
+    DataOptions,
+    EncoderClassifier,
+    FinetuneConfig,
+    ModelOptions,
+    OptimizerOptions,
+    StepMetrics,
+    prepare,
+    train,
+)
 from model_center.recipe.metrics import Metrics
 
 
@@ -38,6 +47,7 @@ def test_losses_and_gradient_norms_are_those_of_a_plain_loop(tmp_path: Path) -> 
         ),
     )
     job = prepare(config)
+    assert isinstance(job.model, EncoderClassifier)
     job.model.encoder.export_huggingface(tmp_path / "huggingface")
     encoder = transformers.BertModel.from_pretrained(tmp_path / "huggingface").train()
     classifier = torch.nn.Linear(16, 2)

@@ -12,9 +12,8 @@ from model_center.recipe.classifier import (
     EncoderClassifier,
     HeadConfig,
     load_classifier,
-    load_encoder,
-    save_classifier,
 )
+from model_center.recipe.task_model import load_backbone
 from model_center.tokenizer import load_tokenizer
 
 
@@ -25,7 +24,7 @@ def head(**changes: Any) -> HeadConfig:
 
 def classifier(encoder: Path, **changes: Any) -> EncoderClassifier:
     torch.manual_seed(1)
-    return EncoderClassifier(load_encoder(encoder), head(**changes)).eval()
+    return EncoderClassifier(Bert.from_pretrained(encoder), head(**changes)).eval()
 
 
 def batch_of(rows: int, length: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -87,7 +86,7 @@ def write_encoder_without_dropout(encoder: Path) -> Path:
 
 def test_save_and_load(encoder: Path, tmp_path: Path) -> None:
     model, batch = classifier(encoder, num_classes=3, pooling="pooler"), batch_of(3, 8)
-    save_classifier(model, load_tokenizer(encoder), tmp_path)
+    model.save(load_tokenizer(encoder), tmp_path)
     loaded, tokenizer = load_classifier(tmp_path)
     assert not loaded.training
     assert loaded.head == model.head
@@ -100,7 +99,7 @@ def test_save_and_load(encoder: Path, tmp_path: Path) -> None:
 def test_broken_checkpoints_are_named(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no classifier: classifier\.json cannot be read"):
         load_classifier(encoder)
-    save_classifier(classifier(encoder), load_tokenizer(encoder), tmp_path)
+    classifier(encoder).save(load_tokenizer(encoder), tmp_path)
     weights = tmp_path / "classifier.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -125,5 +124,5 @@ def test_nobody_hears_of_a_head_that_the_checkpoint_lacks(tmp_path: Path, caplog
     load_model(tmp_path)
     assert "no weights for lm_head" in caplog.text
     caplog.clear()
-    load_encoder(tmp_path)
+    load_backbone(tmp_path)
     assert not caplog.records

@@ -11,6 +11,7 @@ import yaml
 Precision = Literal["half", "bf16", "fp32"]
 Schedule = Literal["linear", "cosine", "noam", "constant"]
 EngineName = Literal["torch", "bmtrain"]
+WandbMode = Literal["disabled", "offline", "online"]
 HIGHEST_LEARNING_RATE = 1.0
 """No schedule of AdamW trains with a larger one."""
 
@@ -73,7 +74,7 @@ class EngineOptions:
     """What runs the model, and how it trades memory for time."""
 
     name: EngineName | None = None
-    """torch or bmtrain; when not given, what the environment variable MODEL_CENTER_ENGINE says, else torch."""
+    """Either torch or bmtrain; when not given, what the environment variable MODEL_CENTER_ENGINE says, else torch."""
     use_checkpoint: bool | None = None
     """Compute activations again in backward, to save memory; by default on CUDA only."""
     zero_level: Literal[2, 3] = 3
@@ -84,6 +85,22 @@ class EngineOptions:
         if self.name is not None:
             require_choice("engine.name", self.name, EngineName)
         require(self.zero_level in (2, 3), "engine.zero_level", "2 or 3", self.zero_level)
+
+
+@dataclass(kw_only=True)
+class WandbOptions:
+    """Whether metrics go to Weights & Biases, too, for which the package wandb must be installed."""
+
+    mode: WandbMode = "disabled"
+    """online sends them as they come, offline keeps them in the run directory until wandb sync sends them."""
+    project: str = "model-center"
+    """Project at Weights & Biases."""
+    name: str | None = None
+    """The run's name there; that of its directory by default."""
+
+    def __post_init__(self) -> None:
+        require_choice("wandb.mode", self.mode, WandbMode)
+        require(bool(self.project), "wandb.project", "a name", self.project)
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Evaluation of classifiers, in training and of finished checkpoints."""
+"""Evaluation of fine-tuned models, in training and of finished checkpoints."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,27 +8,19 @@ import torch
 
 from model_center import engine
 from model_center.dataset import DistributedDataLoader
-from model_center.dataset.bertdataset import BertDataset
-from model_center.dataset.evaluation import Evaluator, official_scores
-from model_center.dataset.tasks import Task, load_task
+from model_center.dataset.evaluation import Evaluator, Prediction, official_scores
+from model_center.dataset.tasks import load_task
+from model_center.dataset.tasks.dataset import TaskDataset
 
-from .classifier import EncoderClassifier, load_classifier
+from .classifier import load_classifier
 from .metrics import EvaluationMetrics
-
-
-def read_split(path: str | Path, split: str, task: Task, tokenizer: Any, max_length: int) -> BertDataset:
-    """Read and tokenize one split of a task.
-
-    Raises:
-        ValueError: it is missing, or a row is broken (the message says file and line).
-    """
-    return BertDataset(
-        path, split, engine.rank(), engine.world_size(), tokenizer, task=task, max_encoder_length=max_length
-    )
+from .prompting import HEAD_FILE, PromptHead, load_prompt_model
+from .task_input import read_split
+from .task_model import TaskModel
 
 
 def make_loader(
-    dataset: BertDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, bucket_by_length: bool = True
+    dataset: TaskDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, bucket_by_length: bool = True
 ) -> DistributedDataLoader:
     """Return batches of this process's share of a data set, on the engine's device."""
     return DistributedDataLoader(
@@ -45,30 +37,32 @@ def make_loader(
 
 @torch.no_grad()
 def evaluate(
-    model: EncoderClassifier, loader: DistributedDataLoader, *, step: int = 0, epoch: float = 0.0
+    model: TaskModel, loader: DistributedDataLoader, *, step: int = 0, epoch: float = 0.0
 ) -> EvaluationMetrics:
-    """Evaluate a classifier on all samples of a loader.
+    """Evaluate a model on all samples of a loader.
 
     Args:
-        model: the classifier; it is left in evaluation mode.
+        model: the model; it is left in evaluation mode.
         loader: batches of a labelled split.
         step: training steps done.
         epoch: passes over the training split done.
     """
     model.eval()
-    loss_function = engine.loss.FusedCrossEntropy(reduction="sum")
     evaluator = Evaluator(loader.dataset)
-    total_loss = torch.zeros((), device=loader.device)
+    total = torch.zeros((), dtype=torch.float64, device=loader.device)
+    targets = 0
     for batch in loader:
-        logits = model(batch)
-        total_loss += loss_function(logits, batch["labels"])
-        evaluator.add(loader.batch_indices, logits.argmax(dim=-1))
+        loss, answers = model.answer(batch)
+        total += loss.summed
+        targets += loss.targets
+        evaluator.add(loader.batch_indices, answers)
     scores = evaluator.compute(engine.gather_result)
     measure = next(iter(scores))
+    total, all_targets = engine.distributed.all_reduce(torch.stack([total, total.new_tensor(targets)]))
     return EvaluationMetrics(
         step=step,
         epoch=epoch,
-        loss=engine.distributed.all_reduce(total_loss).item() / len(loader.dataset),
+        loss=(total / all_targets).item(),
         measure=measure,
         score=scores[measure],
         baseline=majority_scores(loader.dataset)[measure],
@@ -77,11 +71,31 @@ def evaluate(
     )
 
 
-def majority_scores(dataset: BertDataset) -> dict[str, float]:
-    """Return a task's official measures for always answering the split's most frequent class."""
+def majority_scores(dataset: TaskDataset) -> dict[str, float]:
+    """Return a task's official measures for always giving the split's most frequent class, or text."""
     labels = dataset.labels or []
-    ((majority, _),) = Counter(labels).most_common(1)
-    return official_scores(dataset.task, [majority] * len(labels), labels=labels, groups=dataset.groups)
+    given: list[Prediction] = [*labels] or [answers[0] for answers in dataset.answers]
+    ((majority, _),) = Counter(given).most_common(1)
+    return official_scores(
+        dataset.task, [majority] * len(given), labels=labels, answers=dataset.answers, groups=dataset.groups
+    )
+
+
+def load_task_model(directory: Path | str, dtype: torch.dtype | None = None) -> tuple[TaskModel, Any]:
+    """Load a model that was fine-tuned, of any family, e.g. a run's `checkpoints/best`.
+
+    Args:
+        directory: the checkpoint.
+        dtype: type of the weights, if not the one they were trained in.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: the directory holds no such checkpoint, a damaged one, or one of a newer format.
+    """
+    answers_prompts = (Path(directory) / HEAD_FILE).is_file()
+    return load_prompt_model(directory, dtype) if answers_prompts else load_classifier(directory, dtype)
 
 
 def evaluate_checkpoint(
@@ -98,8 +112,15 @@ def evaluate_checkpoint(
     Raises:
         ValueError, OSError: the checkpoint or the data is missing, broken or does not fit.
     """
-    model, tokenizer = load_classifier(directory)
-    task = load_task(model.head.task)
-    return evaluate(
-        model, make_loader(read_split(data_path, split, task, tokenizer, model.head.max_length), batch_size)
+    model, tokenizer = load_task_model(directory)
+    head = model.head
+    dataset = read_split(
+        data_path,
+        split,
+        load_task(head.task),
+        tokenizer,
+        head.max_length,
+        family=model.backbone.config.model_type,
+        max_answer_length=head.max_answer_length if isinstance(head, PromptHead) else None,
     )
+    return evaluate(model, make_loader(dataset, batch_size))

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .configuration import (
+    EngineOptions,
     OptimizerOptions,
     Precision,
     absolute,
@@ -18,41 +19,49 @@ Pooling = Literal["mean", "cls", "pooler"]
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """The encoder that is fine-tuned, and the classification head on top of it."""
+    """The model that is fine-tuned, of any family, and the classification head on top of an encoder."""
 
     name: str
     """Directory of a checkpoint (written by save_pretrained, by Transformers or by an earlier ModelCenter), or a
     documented identifier such as bert-base-uncased."""
     family: str | None = None
-    """Family of a checkpoint that does not say it itself, as those of earlier ModelCenters, e.g. bert."""
+    """Family of a checkpoint that does not say it itself, as those of earlier ModelCenters: bert, gpt2, gptj, t5, cpm1
+    or cpm2."""
     tokenizer: str | None = None
     """Directory or identifier of the tokenizer; the model's own when not given."""
     precision: Precision = "half"
     """Type of weights and activations: half is fp16 on CUDA and fp32 on the CPU, bf16 is the one to take on current
     GPUs; the optimizer keeps fp32 master weights in either case."""
-    pooling: Pooling = "mean"
-    """What the classifier reads: mean over the real tokens, cls (the first token), or pooler (the model's own pooler
-    output)."""
-    dropout: float = 0.1
-    """Share of the pooled vector's elements that are zeroed before the classifier in training."""
+    pooling: Pooling | None = None
+    """What an encoder's classifier reads: mean over the real tokens (when not given), cls (the first token), or pooler
+    (the model's own pooler output). Other families have no classifier: they answer in words."""
+    dropout: float | None = None
+    """Share of the pooled vector's elements that are zeroed before an encoder's classifier in training; 0.1 when not
+    given."""
 
     def __post_init__(self) -> None:
         require(bool(self.name), "model.name", "a directory or an identifier", self.name)
         require_choice("model.precision", self.precision, Precision)
-        require_choice("model.pooling", self.pooling, Pooling)
-        require(0 <= self.dropout < 1, "model.dropout", "at least 0 and below 1", self.dropout)
+        if self.pooling is not None:
+            require_choice("model.pooling", self.pooling, Pooling)
+        dropout = self.dropout
+        require(dropout is None or 0 <= dropout < 1, "model.dropout", "at least 0 and below 1", dropout)
 
 
 @dataclass(kw_only=True)
 class DataOptions:
-    """The task in SuperGLUE's format, and how it is cut into batches."""
+    """The task in the format of SuperGLUE, SQuAD or LCQMC, and how it is cut into batches."""
 
     path: str
     """Folder that holds one folder a task, e.g. BoolQ/train.jsonl and BoolQ/val.jsonl."""
     task: str = "BoolQ"
-    """Name of a known task, e.g. BoolQ, CB or RTE, or a YAML file that defines one."""
+    """Name of a known task, e.g. BoolQ, CB or SQuAD, or a YAML file that defines one."""
     max_length: int = 512
-    """Longest encoded sequence in tokens; longer ones are cut. At most the model's position_size."""
+    """Longest encoded sequence in tokens, of T5 and CPM-2 that of the encoder; longer ones are cut. At most the model's
+    position_size."""
+    max_answer_length: int | None = None
+    """Longest answer in tokens, its end included, of tasks that are answered in free text; 32 when not given. The model
+    writes no longer ones, and T5 and CPM-2 learn no more of them."""
     batch_size: int = 16
     """Sequences in a training step, in each process."""
     eval_batch_size: int = 64
@@ -62,8 +71,9 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "data.path", "a folder", self.path)
-        for name in ("max_length", "batch_size", "eval_batch_size"):
-            require(getattr(self, name) > 0, f"data.{name}", "positive", getattr(self, name))
+        for name in ("max_length", "max_answer_length", "batch_size", "eval_batch_size"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"data.{name}", "positive", value)
 
 
 @dataclass(kw_only=True)
@@ -91,14 +101,16 @@ class RunOptions:
 
 @dataclass(kw_only=True)
 class FinetuneConfig(RunOptions):
-    """Fine-tune an encoder on a classification task in SuperGLUE's format."""
+    """Fine-tune a model of any family on a task in the format of SuperGLUE, SQuAD or LCQMC."""
 
     model: ModelOptions
-    """The encoder that is fine-tuned, and the classification head on top of it."""
+    """The model that is fine-tuned, of any family, and the classification head on top of an encoder."""
     data: DataOptions
-    """The task in SuperGLUE's format, and how it is cut into batches."""
+    """The task in the format of SuperGLUE, SQuAD or LCQMC, and how it is cut into batches."""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     """AdamW, its learning-rate schedule and gradient clipping."""
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    """What runs the model, and how it trades memory for time."""
 
     def resolved(self) -> "FinetuneConfig":
         """Return a copy that means the same from any working directory: local paths are absolute."""

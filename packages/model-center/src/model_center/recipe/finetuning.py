@@ -1,4 +1,4 @@
-"""Fine-tuning of an encoder on a classification task: the reference training loop, readable from top to bottom."""
+"""Fine-tuning of any family on a task: the reference training loop, readable from top to bottom."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,19 +12,23 @@ from rich.console import Console
 from model_center import engine
 from model_center.dataset import DistributedDataLoader
 from model_center.dataset.tasks import load_task
-from model_center.model.encoder_lm import EncoderLM
+from model_center.dataset.tasks.dataset import TaskDataset
+from model_center.model import BaseModel, EncoderLM
 from model_center.tokenizer import load_tokenizer
 
-from .classifier import EncoderClassifier, HeadConfig, load_encoder, save_classifier
+from .classifier import EncoderClassifier, HeadConfig
 from .commands import OK, preparing, print_lines, say_interrupted
 from .configuration import require
-from .evaluation import evaluate, make_loader, read_split
+from .evaluation import evaluate, make_loader
 from .finetune_configuration import FinetuneConfig
 from .metrics import EvaluationMetrics, JsonLines, Recorder, StepMetrics, TensorBoard, recording
 from .optimization import loss_scale_for, make_optimizer, make_scheduler
 from .plot import Plot
 from .progress import show_progress
+from .prompting import PromptHead, label_words, prompt_model
 from .run_directory import RunDirectory, check_output, open_run
+from .task_input import answer_length, read_split
+from .task_model import TaskModel, load_backbone
 
 PRECISIONS = {"half": engine.HALF, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -35,7 +39,7 @@ class Job:
 
     config: FinetuneConfig
     overwrite: bool
-    model: EncoderClassifier
+    model: TaskModel
     tokenizer: Any
     train_loader: DistributedDataLoader
     dev_loader: DistributedDataLoader
@@ -49,8 +53,9 @@ class Job:
     @property
     def title(self) -> str:
         """Model and task in a few words, for headings."""
-        parameters = sum(parameter.numel() for parameter in self.model.encoder.parameters())
-        model = f"{type(self.model.encoder).__name__} with {parameters / 1e6:.1f} million parameters"
+        backbone, current = self.model.backbone, engine.current_engine()
+        parameters = sum(current.whole_shape(parameter).numel() for parameter in backbone.parameters())
+        model = f"{type(backbone).__name__} with {parameters / 1e6:.1f} million parameters"
         return f"{model} on {self.train_loader.dataset.task.name}"
 
     def __str__(self) -> str:
@@ -59,7 +64,7 @@ class Job:
         dtype = str(parameter.dtype).removeprefix("torch.")
         return (
             f"{self.title}: {len(self.train_loader.dataset)} training and {len(self.dev_loader.dataset)} dev samples, "
-            f"{self.model.head.num_classes} classes\n"
+            f"{self.model.answers_in}\n"
             f"{self.total_steps} steps of {self.config.data.batch_size} samples, {dtype} on {parameter.device}"
         )
 
@@ -95,7 +100,8 @@ def run(config: FinetuneConfig, console: Console, *, overwrite: bool) -> int:
     except KeyboardInterrupt:
         return say_interrupted(f"interrupted; {job.config.output} holds the metrics and checkpoints so far")
     best, run = result.best, result.run
-    baseline = f"always the majority class: {best.baseline:.1%}"
+    majority = "the majority class" if job.train_loader.dataset.task.labels else "the most frequent answer"
+    baseline = f"always {majority}: {best.baseline:.1%}"
     lines = {
         f"dev {best.measure}": f"{best.score:.1%} after epoch {best.epoch:.3g} ({baseline})",
         "plot": run.plot,
@@ -107,7 +113,7 @@ def run(config: FinetuneConfig, console: Console, *, overwrite: bool) -> int:
 
 
 def finetune(config: FinetuneConfig, *, overwrite: bool = False, recorders: Sequence[Recorder] = ()) -> Result:
-    """Fine-tune an encoder and write a run directory (see `model_center.recipe.run_directory`).
+    """Fine-tune a model and write a run directory (see `model_center.recipe.run_directory`).
 
     Args:
         config: what to train, on what, how and where to.
@@ -132,23 +138,28 @@ def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
     config = config.resolved()
     check_output(Path(config.output), overwrite=overwrite)
     task = load_task(config.data.task)
-    engine.init_distributed(seed=config.seed)
+    max_answer_length = answer_length(task, config.data.max_answer_length)
+    options = config.engine
+    engine.init_distributed(
+        seed=config.seed, engine=options.name, use_checkpoint=options.use_checkpoint, zero_level=options.zero_level
+    )
     dtype = PRECISIONS[config.model.precision]
-    encoder = load_encoder(config.model.name, dtype=dtype, family=config.model.family)
+    backbone = load_backbone(config.model.name, dtype=dtype, family=config.model.family)
     tokenizer = load_tokenizer(config.model.tokenizer or config.model.name)
-    check_fit(encoder, tokenizer, config)
+    check_fit(backbone, tokenizer, config)
     train_set, dev_set = (
-        read_split(config.data.path, split, task, tokenizer, config.data.max_length) for split in ("train", "dev")
+        read_split(
+            config.data.path,
+            split,
+            task,
+            tokenizer,
+            config.data.max_length,
+            family=backbone.config.model_type,
+            max_answer_length=max_answer_length,
+        )
+        for split in ("train", "dev")
     )
-    head = HeadConfig(
-        task=config.data.task,
-        num_classes=len(task.labels),
-        num_choices=len(task.inputs),
-        max_length=config.data.max_length,
-        pooling=config.model.pooling,
-        dropout=config.model.dropout,
-    )
-    model = EncoderClassifier(encoder, head)
+    model = make_task_model(backbone, tokenizer, train_set, config)
     # All processes have made the same weights by now; their dropout should differ.
     torch.manual_seed(config.seed + engine.rank())
     # The first process writes the output directory as soon as it trains, so all must have seen it before.
@@ -184,8 +195,7 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
     scheduler = make_scheduler(optimizer, config.optimizer, total_steps)
     manager = engine.optim.OptimManager(loss_scale=loss_scale_for(model))
     manager.add_optimizer(optimizer, scheduler)
-    loss_function = engine.loss.FusedCrossEntropy()
-    step = 0
+    step, world_size = 0, engine.world_size()
     is_first = engine.rank() == 0
     with open_run(Path(config.output), config.to_yaml(), overwrite=job.overwrite, is_writer=is_first) as run:
         result = Result(run)
@@ -196,14 +206,16 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
                 started = perf_counter()
                 for batch in job.train_loader:
                     manager.zero_grad()
-                    loss = loss_function(model(batch), batch["labels"])
-                    manager.backward(loss)
+                    loss = model.loss(batch)
+                    targets = engine.distributed.all_reduce(torch.tensor(loss.targets), "sum").item()
+                    # Processes are averaged: of a mean over all targets, each has world_size times its share.
+                    manager.backward(loss.summed * (world_size / targets))
                     max_norm = config.optimizer.max_gradient_norm
                     gradient_norm = manager.clip_grad_norm(optimizer.param_groups, max_norm=max_norm)
                     learning_rate = scheduler.current_lr
                     manager.step()
                     step += 1
-                    mean_loss = engine.sum_loss(loss).item()
+                    mean_loss = engine.distributed.all_reduce(loss.summed.detach(), "sum").item() / targets
                     seconds = perf_counter() - started
                     measured = StepMetrics(
                         step=step,
@@ -212,7 +224,7 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
                         learning_rate=learning_rate,
                         gradient_norm=gradient_norm.item(),
                         seconds=seconds,
-                        samples_per_second=len(batch["labels"]) * engine.world_size() / seconds,
+                        samples_per_second=len(job.train_loader.batch_indices) * world_size / seconds,
                     )
                     record(measured)
                     started = perf_counter()
@@ -222,7 +234,7 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
                 record(evaluation)
                 result.evaluations.append(evaluation)
                 with run.new_last_checkpoint() as directory:
-                    save_classifier(model, job.tokenizer, directory)
+                    model.save(job.tokenizer, directory)
                 if result.best is evaluation:
                     run.keep_last_as_best()
         run.status["result"] = {"best": asdict(result.best), "last": asdict(result.last)}
@@ -239,16 +251,50 @@ def run_recorders(run: RunDirectory, job: Job, console: Console) -> list[Recorde
     ]
 
 
-def check_fit(encoder: EncoderLM, tokenizer: Any, config: FinetuneConfig) -> None:
+def make_task_model(backbone: BaseModel, tokenizer: Any, dataset: TaskDataset, config: FinetuneConfig) -> TaskModel:
+    """Let a model answer a task: an encoder with a classifier, the others in words.
+
+    Args:
+        backbone: the model.
+        tokenizer: its tokenizer.
+        dataset: what it reads of the task.
+        config: what is configured.
+
+    Raises:
+        ValueError: the model cannot answer so, or an option is not one of its family's.
+    """
+    task, options = dataset.task, config.model
+    names: dict[str, Any] = {"task": config.data.task, "max_length": config.data.max_length}
+    if isinstance(backbone, EncoderLM):
+        head = HeadConfig(
+            **names,
+            num_classes=len(task.labels),
+            num_choices=len(task.inputs),
+            pooling=options.pooling or "mean",
+            dropout=0.1 if options.dropout is None else options.dropout,
+        )
+        return EncoderClassifier(backbone, head)
+    for option in ("pooling", "dropout"):
+        if (value := getattr(options, option)) is not None:
+            raise ValueError(
+                f"model.{option} is for the classifier of an encoder, and {type(backbone).__name__} is none; "
+                f"leave it out instead of {value!r}"
+            )
+    length = answer_length(task, config.data.max_answer_length)
+    return prompt_model(backbone, tokenizer, PromptHead(**names, words=label_words(dataset), max_answer_length=length))
+
+
+def check_fit(backbone: BaseModel, tokenizer: Any, config: FinetuneConfig) -> None:
     """Check that the model's vocabulary and positions suffice for the data.
 
     Raises:
         ValueError: they do not.
     """
-    size, longest = encoder.config.position_size, config.data.max_length
+    size, longest = getattr(backbone.config, "position_size", None), config.data.max_length
     require(size is None or longest <= size, "data.max_length", f"at most the model's position_size {size}", longest)
-    if len(tokenizer) > encoder.config.vocab_size:
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if tokens > backbone.config.vocab_size:
         raise ValueError(
-            f"tokenizer {tokenizer.name!r} has {len(tokenizer)} tokens, but model {config.model.name!r} has a "
-            f"vocabulary of only {encoder.config.vocab_size}; give the model's own tokenizer as model.tokenizer"
+            f"tokenizer {tokenizer.name!r} has {tokens} tokens, but model {config.model.name!r} has a "
+            f"vocabulary of only {backbone.config.vocab_size}; give the model's own tokenizer as model.tokenizer"
         )
