@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 
 from . import __version__
+from .checkpoint_configuration import ConvertConfig, VerifyConfig
 from .commands import USER_ERROR, UserError, say_interrupted
 from .configuration import ReportConfig, nearest
 from .finetune_configuration import FinetuneConfig, QuickstartConfig
@@ -67,6 +68,20 @@ COMMANDS = {
             "world_size": {"type": int, "default": 1, "help": "How many GPUs train together."},
         },
         presets="pretrain",
+    ),
+    "convert": Command(
+        ConvertConfig,
+        "conversion:run",
+        positional={
+            "source": {"metavar": "SOURCE", "help": "Directory or identifier of the checkpoint."},
+            "output": {"metavar": "OUTPUT", "help": "Directory to write, which must not exist."},
+        },
+    ),
+    "verify": Command(
+        VerifyConfig,
+        "verification:run",
+        flags={"json": {"action": "store_true", "help": "Print JSON instead of a table."}},
+        positional={"checkpoint": {"metavar": "CHECKPOINT", "help": "Directory of the checkpoint."}},
     ),
     "report": Command(
         ReportConfig,

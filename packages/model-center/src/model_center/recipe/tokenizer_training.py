@@ -46,7 +46,7 @@ def train_tokenizer(
     if note.exists() and note.read_text() == described:
         return folder
     with replacing(folder) as new:
-        _TRAINERS[model_type](_texts(inputs, options), size, new)
+        _TRAINERS[model_type](texts_of(inputs, options), size, new)
         (new / "training.json").write_text(described)
     return folder
 
@@ -56,7 +56,8 @@ def _state(path: Path) -> list[str | int]:
     return [str(path), status.st_size, status.st_mtime_ns]
 
 
-def _texts(inputs: Sequence[Path], options: ReadOptions) -> Iterator[str]:
+def texts_of(inputs: Sequence[Path], options: ReadOptions) -> Iterator[str]:
+    """Yield the documents of files, without blank ones."""
     for path in inputs:
         for part in plan_parts(path, options):
             for batch in read_part(part, options):
