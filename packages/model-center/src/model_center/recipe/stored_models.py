@@ -28,6 +28,7 @@ class StoredModel:
     Attributes:
         source: Where its files are.
         config_path: Its `config.json`.
+        options: The content of that.
         is_foreign: Whether it is one of Transformers.
         is_legacy: Whether it is one of ModelCenter 0.1 to 1.0.
         model: Its model, of shapes only.
@@ -37,6 +38,7 @@ class StoredModel:
 
     source: Source
     config_path: Path
+    options: Mapping[str, Any]
     is_foreign: bool
     is_legacy: bool
     model: BaseModel
@@ -89,4 +91,4 @@ def open_stored(
         model = model_class(model_class.fit(config, stored))
         weights = model.import_of(stored).plan()
     is_legacy = not stored.is_foreign and "format_version" not in raw
-    return StoredModel(source, path, stored.is_foreign, is_legacy, model, stored.weights, weights)
+    return StoredModel(source, path, raw, stored.is_foreign, is_legacy, model, stored.weights, weights)

@@ -35,16 +35,17 @@ from .verification_checks import (
     check_weights,
 )
 from .verification_runs import run_ours, run_transformers, table_of
-from .verification_sample import Sample, make_sample
+from .verification_sample import Sample, SampleOptions, make_sample
 
 FORMAT, FORMAT_VERSION = "model_center.parity", 1
 FAILED = 1
 """Exit code of a comparison that found a difference."""
-TOLERANCES = {
-    "float32": Tolerances(weights=1e-6, states=1e-5, logits=1e-5, gradients=1e-4),
-    "float64": Tolerances(weights=1e-6, states=1e-6, logits=1e-6, gradients=1e-6),
-}
-"""What passes unless something else is asked for, by the type that both sides compute in."""
+TOLERANCES = Tolerances(weights=1e-6, states=1e-5, logits=1e-5, gradients=1e-4)
+"""What passes unless something else is asked for."""
+TOLERANCES_IN_FLOAT64 = Tolerances(weights=1e-6, states=1e-10, logits=1e-10, gradients=1e-10)
+"""The same in float64, for families of which Transformers computes all in it; T5's norms and GPT-J's rotations it
+computes in float32."""
+WHOLLY_IN_FLOAT64 = ("bert", "gpt2")
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def verify(config: VerifyConfig) -> Certificate:
     ours, theirs = open_both(config)
     checks, description = [check_names(ours, theirs)], None
     if checks[0].passed:
-        sample = _sample(config, ours)
+        sample = _sample(config, ours, theirs)
         description = sample.description
-        measures = _measures(config)
+        measures = _measures(config, ours.model.config.model_type)
         checks += [check_configuration(ours, theirs), check_weights(ours, theirs, measures["weights"])]
         dtype = getattr(torch, config.dtype)
         # One after the other, so that only one side's model is in memory.
@@ -144,22 +145,20 @@ def open_both(config: VerifyConfig) -> tuple[StoredModel, StoredModel]:
     Raises:
         FileNotFoundError, ValueError: As `verify`.
     """
-    stated = []
     for option in ("checkpoint", "against"):
         path = getattr(config, option)
         require(Path(path).is_dir(), option, "a directory", path)
-        raw, _ = read_config(LocalDirectory(Path(path)))
-        stated.append(raw.get("model_type"))
+    own, raw = (read_config(LocalDirectory(Path(path)))[0] for path in (config.checkpoint, config.against))
     if not is_huggingface(raw):
         raise ValueError(f"against must be a directory of Transformers, but {config.against} is not one")
-    family = stated[0] or stated[1]  # directories of ModelCenter 0.1 to 1.0 do not name theirs
+    family = own.get("model_type", raw.get("model_type"))  # directories of ModelCenter 0.1 to 1.0 do not name theirs
     changes: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
     ours = open_stored(config.checkpoint, family, changes)
     table_of(ours.model)
-    if stated[1] != family:
+    if raw.get("model_type") != family:
         raise ValueError(
             f"both must be of the same family, but {config.checkpoint} is a {family!r} and {config.against} a "
-            f"{stated[1]!r}"
+            f"{raw.get('model_type')!r}"
         )
     if isinstance(ours.model.config, T5ScalingConfig):
         changes["residual_scale"] = ours.model.config.residual_scale or 1.0  # so that weights are of the same scale
@@ -204,18 +203,24 @@ def _show_all(check: Check, console: Console) -> None:
         console.print(table)
 
 
-def _measures(config: VerifyConfig) -> dict[str, Measure]:
-    """The tolerances: those that were asked for, otherwise those of the type."""
-    limits = vars(TOLERANCES[config.dtype]) | {
-        name: given for name, given in vars(config.tolerances).items() if given is not None
-    }
-    return {name: Measure(limit, config.worst) for name, limit in limits.items()}
+def _measures(config: VerifyConfig, family: str) -> dict[str, Measure]:
+    """The tolerances that were asked for, and for the rest the usual ones."""
+    usual = TOLERANCES_IN_FLOAT64 if config.dtype == "float64" and family in WHOLLY_IN_FLOAT64 else TOLERANCES
+    asked = {name: limit for name, limit in vars(config.tolerances).items() if limit is not None}
+    return {name: Measure(limit, config.worst) for name, limit in (vars(usual) | asked).items()}
 
 
-def _sample(config: VerifyConfig, ours: StoredModel) -> Sample:
-    folders = [Path(config.checkpoint), Path(config.against)]
-    sizes = {"rows": config.rows, "length": config.length, "seed": config.seed}
-    return make_sample(ours.model.config, folders, config.text, **sizes)
+def _sample(config: VerifyConfig, ours: StoredModel, theirs: StoredModel) -> Sample:
+    limits = (theirs.options.get(name) for name in ("n_positions", "max_position_embeddings"))
+    options = SampleOptions(
+        folders=[Path(config.checkpoint), Path(config.against)],
+        text=config.text,
+        rows=config.rows,
+        length=min([config.length, *filter(None, limits)]),
+        seed=config.seed,
+        padding_id=theirs.options.get("pad_token_id") or 0,
+    )
+    return make_sample(ours.model.config, options)
 
 
 def _described(stored: StoredModel) -> dict[str, Any]:

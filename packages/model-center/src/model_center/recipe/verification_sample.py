@@ -1,6 +1,6 @@
 """The input on which a checkpoint is compared: sample text through its tokenizer, or random ids."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -49,45 +49,74 @@ class Sample:
         return self.inputs.get("decoder_attention_mask", self.inputs["attention_mask"]).bool()
 
 
-def make_sample(
-    config: Config, folders: Sequence[Path], text: str | None, *, rows: int, length: int, seed: int
-) -> Sample:
-    """Make the input for a model.
+@dataclass(frozen=True)
+class SampleOptions:
+    """What a sample should be.
 
-    Args:
-        config: The model's configuration.
-        folders: Where a tokenizer may be; the first that is found is used.
+    Attributes:
+        folders: Where a tokenizer may be; the first one that is found is used.
         text: File of sample text; by default the text that comes with this package.
         rows: Number of rows.
         length: Tokens of the first row; the others are shorter.
         seed: Seed of random ids, which are used where there is no tokenizer and no text is given.
+        padding_id: What rows are filled up with; it is not among the random ids, since Transformers does not train its
+            embedding.
+    """
+
+    folders: Sequence[Path]
+    text: str | None
+    rows: int
+    length: int
+    seed: int
+    padding_id: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [max(SHORTEST, self.length - row * self.length // (2 * self.rows)) for row in range(self.rows)]
+
+
+def make_sample(config: Config, options: SampleOptions) -> Sample:
+    """Make the input for a model.
 
     Raises:
         ValueError: The text is missing or too short, or there is no tokenizer for it, or not one of this model.
     """
-    room = config.position_size if isinstance(config, StackConfig) else None
-    length = min(length, room or length)
-    lengths = [max(SHORTEST, length - row * length // (2 * rows)) for row in range(rows)]
+    count, folders, text = sum(options.lengths), options.folders, options.text
     vocabulary = config.vocab_size - config.padding_ids
     folder = next((folder for folder in folders if has_tokenizer(folder)), None)
     if folder is None:
         if text is not None:
             raise ValueError(f"text needs a tokenizer, but there is none in {' or '.join(map(str, folders))}")
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, vocabulary, (sum(lengths),), generator=generator).tolist()
-        description = f"{rows} rows of random ids, seed {seed}"
+        generator = torch.Generator().manual_seed(options.seed)
+        drawn = torch.randint(0, vocabulary - 1, (count,), generator=generator)
+        ids = (drawn + (drawn >= options.padding_id)).tolist()
+        description = f"{options.rows} rows of random ids, seed {options.seed}"
     else:
-        ids = list(_encoded(folder, text or DEFAULT_TEXT, sum(lengths)))
+        ids = list(_encoded(folder, text or DEFAULT_TEXT, count))
         description = f"{text or DEFAULT_TEXT} through the tokenizer of {folder}"
-        if len(ids) < sum(lengths):
-            raise ValueError(f"{text} must have {sum(lengths)} tokens for {rows} rows, but has {len(ids)}")
+        if len(ids) < count:
+            raise ValueError(f"{text} must have {count} tokens for {options.rows} rows, but has {len(ids)}")
         if max(ids) >= vocabulary:
             raise ValueError(
                 f"the tokenizer of {folder} must be that of the model, whose vocabulary has {vocabulary} entries, but "
                 f"gives the id {max(ids)}"
             )
     remaining = iter(ids)
-    return _as_sample(config, [[next(remaining) for _ in range(each)] for each in lengths], description, seed)
+    rows = [[next(remaining) for _ in range(length)] for length in options.lengths]
+    inputs = _padded(rows, "", options.padding_id)
+    targets: Sequence[Sequence[int]] = rows
+    if isinstance(config, Seq2SeqConfig):
+        targets = [row[len(row) // 2 :] for row in rows]
+        inputs |= _padded(targets, "decoder_", options.padding_id)
+    if isinstance(config, StackConfig) and config.add_cross_attention:
+        generator = torch.Generator().manual_seed(options.seed)
+        states = torch.randn(*inputs["input_ids"].shape, config.dim_model, generator=generator)
+        inputs |= {"encoder_hidden_states": states, "encoder_attention_mask": inputs["attention_mask"]}
+    labels = _stacked([[*row[1:], IGNORED] for row in targets], IGNORED)
+    if config.cls_head is not None:
+        labels = torch.where(labels == IGNORED, labels, labels % config.cls_head)
+    return Sample(inputs, labels, description)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -103,26 +132,9 @@ def _encoded(folder: Path, text: str, count: int) -> Iterator[int]:
     yield from islice((token_id for line in lines for token_id in tokenizer.encode(line)), count)
 
 
-def _as_sample(config: Config, rows: Sequence[Sequence[int]], description: str, seed: int) -> Sample:
-    inputs = _padded(rows, "")
-    targets = rows
-    if isinstance(config, Seq2SeqConfig):
-        targets = [row[len(row) // 2 :] for row in rows]
-        inputs |= _padded(targets, "decoder_")
-    if isinstance(config, StackConfig) and config.add_cross_attention:
-        generator = torch.Generator().manual_seed(seed)
-        states = torch.randn(*inputs["input_ids"].shape, config.dim_model, generator=generator)
-        inputs |= {"encoder_hidden_states": states, "encoder_attention_mask": inputs["attention_mask"]}
-    labels = _stacked([[*row[1:], IGNORED] for row in targets], IGNORED)
-    if config.cls_head is not None:
-        labels = torch.where(labels == IGNORED, labels, labels % config.cls_head)
-    return Sample(inputs, labels, description)
-
-
-def _padded(rows: Iterable[Sequence[int]], prefix: str) -> dict[str, Tensor]:
-    rows = list(rows)
+def _padded(rows: Sequence[Sequence[int]], prefix: str, padding_id: int) -> dict[str, Tensor]:
     mask = _stacked([[1] * len(row) for row in rows], 0)
-    return {f"{prefix}input_ids": _stacked(rows, 0), f"{prefix}attention_mask": mask}
+    return {f"{prefix}input_ids": _stacked(rows, padding_id), f"{prefix}attention_mask": mask}
 
 
 def _stacked(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
