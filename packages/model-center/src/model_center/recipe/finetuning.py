@@ -22,7 +22,7 @@ from .configuration import require
 from .evaluation import evaluate, make_loader
 from .finetune_configuration import FinetuneConfig
 from .metrics import EvaluationMetrics, JsonLines, Recorder, StepMetrics, TensorBoard, recording
-from .optimization import loss_scale_for, make_optimizer, make_scheduler
+from .optimization import loss_scale_for, make_optimizer, make_scheduler, warmup_of
 from .plot import Plot
 from .progress import show_progress
 from .prompting import PromptHead, label_words, prompt_model
@@ -164,7 +164,7 @@ def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
     torch.manual_seed(config.seed + engine.rank())
     # The first process writes the output directory as soon as it trains, so all must have seen it before.
     engine.synchronize()
-    return Job(
+    job = Job(
         config=config,
         overwrite=overwrite,
         model=model,
@@ -178,6 +178,8 @@ def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
         ),
         dev_loader=make_loader(dev_set, config.data.eval_batch_size),
     )
+    warmup_of(config.optimizer, job.total_steps)  # raises if it does not fit
+    return job
 
 
 def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recorder] = ()) -> Result:

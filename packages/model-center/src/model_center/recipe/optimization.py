@@ -24,15 +24,25 @@ def make_optimizer(model: torch.nn.Module, options: OptimizerOptions) -> AdamOpt
     )
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, options: OptimizerOptions, total_steps: int) -> WarmupLRScheduler:
-    """Return the schedule for a run of `total_steps` steps, every one of which has a positive learning rate.
+def warmup_of(options: OptimizerOptions, total_steps: int) -> int:
+    """Return the steps over which the learning rate of a run of `total_steps` steps rises.
 
     Raises:
         ValueError: the warm-up is longer than the run.
     """
-    classes: dict[str, type[Any]] = {"linear": Linear, "cosine": Cosine, "noam": Noam, "constant": NoDecay}
     warmup = round(options.warmup_ratio * total_steps) if options.warmup_steps is None else options.warmup_steps
     require(warmup <= total_steps, "optimizer.warmup_steps", f"at most the run's {total_steps} steps", warmup)
+    return warmup
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, options: OptimizerOptions, total_steps: int) -> WarmupLRScheduler:
+    """Return the schedule for a run of `total_steps` steps, every one of which has a positive learning rate.
+
+    Raises:
+        ValueError: as `warmup_of`.
+    """
+    classes: dict[str, type[Any]] = {"linear": Linear, "cosine": Cosine, "noam": Noam, "constant": NoDecay}
+    warmup = warmup_of(options, total_steps)
     rate = options.learning_rate
     if options.schedule == "noam":
         rate *= math.sqrt(max(1, warmup))  # the engine's start_lr is its highest rate times this
