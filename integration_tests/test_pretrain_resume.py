@@ -68,27 +68,26 @@ def words(folder: Path, output: str, *options: str) -> list[str]:
     return ["pretrain", f"--config={folder / 'run.yaml'}", *data, *output_options, *options]
 
 
-def pretrain(folder: Path, log: Path, stop: int | None, number: int, arguments: list[str]) -> None:
+def pretrain(log: Path, stop: int | None, signalled: int, arguments: list[str]) -> None:
     """Run the command in this process.
 
     Args:
-        folder: has the configuration and the text.
         log: start of the names of the files for what is printed and for the samples of each step.
         stop: before this step, counted from 0, a signal comes to the first process; None for no signal.
-        number: of the signal.
+        signalled: number of the signal.
         arguments: of the command.
     """
     prepare, rank = PretrainingData.step, os.environ["RANK"]
 
-    def recorded(data: PretrainingData, step: int) -> StepBatches:
-        if step == stop and rank == "0":
-            os.kill(os.getpid(), number)
-        batches = prepare(data, step)
+    def recorded(data: PretrainingData, number: int) -> StepBatches:
+        if number == stop and rank == "0":
+            os.kill(os.getpid(), signalled)
+        batches = prepare(data, number)
         with Path(f"{log}.{rank}.samples").open("a") as file:
-            file.write(json.dumps([step, batches.samples]) + "\n")
+            file.write(json.dumps([number, batches.samples]) + "\n")
         return batches
 
-    PretrainingData.step = recorded  # type: ignore[method-assign] # this process does nothing else
+    PretrainingData.step = recorded  # type: ignore[method-assign, assignment] # this process does nothing else
     with Path(f"{log}.{rank}").open("w") as text, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         raise SystemExit(main(arguments))
 
@@ -114,7 +113,7 @@ def run(
     """Run the command in forked processes, which a signal to the first one may end."""
     log = folder / f"{output}.{len(list(folder.glob(f'{output}.*.0')))}"
     arguments = words(folder, output, *options)
-    launched = start_processes(pretrain, processes, folder, log, stop, number, arguments)
+    launched = start_processes(pretrain, processes, log, stop, number, arguments)
     if number == signal.SIGKILL:
         launched[0].join()
         for process in launched[1:]:

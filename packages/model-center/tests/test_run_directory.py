@@ -53,13 +53,29 @@ def test_overwrite_deletes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
     (kept / "file").touch()
     (tmp_path / "run" / "link").symlink_to(kept)
     with open_run(tmp_path / "run", "new", overwrite=True) as run:
-        assert sorted(entry.name for entry in run.path.iterdir()) == ["config.yaml", "status.json"]
+        assert sorted(entry.name for entry in run.path.iterdir()) == [".lock", "config.yaml", "status.json"]
     assert (kept / "file").exists()
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "thesis.txt").touch()
     with pytest.raises(ValueError, match="no run directory"):
         check_output(notes, overwrite=True)
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with open_run(run, "first"):
+        for options in ({"overwrite": True}, {"resume": True}):
+            with pytest.raises(ValueError, match=r"another run is writing to .*run"), open_run(run, "", **options):
+                pytest.fail("entered")
+        with pytest.raises(ValueError, match="another run is writing to"):
+            check_output(run, overwrite=True)
+        assert (run / "config.yaml").read_text() == "first"
+    with open_run(run, "second", resume=True):
+        assert (run / "config.yaml").read_text() == "second"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".lock").touch()  # of a run that was killed before it wrote anything
+    check_output(tmp_path / "new", overwrite=False)
 
 
 @pytest.mark.parametrize("below", ["", "run", "deep/run"])

@@ -2,17 +2,19 @@
 
 step-00001000/       a checkpoint; it takes this name when every file of it, and at last its manifest, is on disk
 .step-*.writing      one that is being written, or whose writer was killed
-.step-*.replaced     the previous one of the same step, while the new one takes its name
+.step-*.replaced     the previous one of the same step, while the new one takes its name; without step-*, it counts
 .step-*.removed      one that is being deleted
 .lock                locked while a checkpoint is being written
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,9 +25,11 @@ from model_center.dataset.indexed.durable import sync_directory
 from model_center.dataset.indexed.manifest import BLOCK_BYTES, FileRecord, checksum_of
 
 MANIFEST_NAME = "manifest.json"
+LOCK_NAME = ".lock"
 MANIFEST_FORMAT = "model_center.checkpoint"
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-\d{8,}|\.(step-\d{8,})\.replaced")
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,9 @@ class Manifest:
             raise DamagedManifestError("missing") from None
         except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise DamagedManifestError(f"not a manifest, or a damaged one ({error})") from error
-        if name == MANIFEST_FORMAT and isinstance(version, int) and version > FORMAT_VERSION:
+        if name != MANIFEST_FORMAT:
+            raise DamagedManifestError(f"of the format {name!r}, must be {MANIFEST_FORMAT!r}")
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise ValueError(
                 f"{path} has format version {version}, but this version of model-center reads up to {FORMAT_VERSION}; "
                 "update model-center"
@@ -141,10 +147,14 @@ class Manifest:
 
 
 def damages_of(checkpoint: Path, *, verify: bool) -> list[Damage]:
-    """Return everything that is wrong with a checkpoint."""
+    """Return everything that is wrong with a checkpoint.
+
+    Raises:
+        ValueError: it is of a newer format.
+    """
     try:
         manifest = Manifest.read(checkpoint)
-    except ValueError as error:
+    except DamagedManifestError as error:
         return [Damage(checkpoint, MANIFEST_NAME, str(error))]
     return [damage for file in manifest.files for damage in manifest.damages(checkpoint, file, verify=verify)]
 
@@ -153,7 +163,8 @@ def checkpoints_in(directory: Path) -> list[tuple[Path, Manifest | None]]:
     """Return what looks like a checkpoint and its manifest, the newest first, those without a manifest at the end."""
     found: list[tuple[Path, Manifest | None]] = []
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        if _NAME.fullmatch(path.name):
+        name = _NAME.fullmatch(path.name)
+        if name is not None and not (name[1] and (directory / name[1]).exists()):
             try:
                 found.append((path, Manifest.read(path)))
             except ValueError:
@@ -172,6 +183,9 @@ def find_newest(directory: Path, *, verify: bool = False) -> Found:
 
     Returns:
         The newest whole checkpoint, and the damaged files of the others.
+
+    Raises:
+        ValueError: there is one of a newer format. It may be the newest, so none is taken in its place.
     """
     newest: Path | None = None
     damaged: list[Damage] = []
@@ -204,23 +218,44 @@ def publish(filled: Path, target: Path) -> None:
     if target.exists():
         if previous.exists():
             remove(previous)
-        target.rename(previous)
-    filled.rename(target)
+        _rename(target, previous)
+    _rename(filled, target)
     sync_directory(target.parent)
     if previous.exists():
         remove(previous)
 
 
+def _rename(source: Path, target: Path) -> None:
+    """Rename a directory. A network file system that sends a request twice says that it has failed the second time."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        if not target.exists():
+            raise
+
+
 def remove(directory: Path) -> None:
-    """Delete a directory, which never looks whole in between."""
-    if directory.name.startswith("."):
-        hidden = directory
-    else:
+    """Delete a directory, which never looks whole in between.
+
+    What cannot be deleted (on network file systems, what a reader has open) waits, hidden, for the next time.
+    """
+    hidden = directory
+    if directory.suffix not in (".writing", ".removed"):
         hidden = _hidden(directory, "removed")
         shutil.rmtree(hidden, ignore_errors=True)
-        directory.rename(hidden)
+        if hidden.exists():
+            hidden = _hidden(directory, f"{secrets.token_hex(4)}.removed")
+        _rename(directory, hidden)
         sync_directory(hidden.parent)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents where they are missing; they survive a power cut."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_directory(each.parent)
 
 
 def writing_directory(target: Path) -> Path:
@@ -229,11 +264,11 @@ def writing_directory(target: Path) -> Path:
 
 
 def _hidden(target: Path, state: str) -> Path:
-    return target.with_name(f".{target.name}.{state}")
+    return target.with_name(f".{target.name.removeprefix('.')}.{state}")
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes left, unless somebody is writing; what was replaced by nothing returns."""
+    """Remove what killed processes left, unless somebody is writing."""
     if not directory.is_dir():
         return
     with lock(directory) as held:
@@ -241,10 +276,7 @@ def remove_leftovers(directory: Path) -> None:
             return
         for path in directory.glob(".step-*"):
             name, _, state = path.name[1:].rpartition(".")
-            if state == "replaced" and not (directory / name).exists():
-                path.rename(directory / name)
-                sync_directory(directory)
-            elif state in ("writing", "replaced", "removed"):
+            if state in ("writing", "removed") or (state == "replaced" and (directory / name).exists()):
                 remove(path)
 
 
@@ -260,20 +292,42 @@ def lock(directory: Path) -> Iterator[bool]:
 
 
 def acquire(directory: Path) -> BinaryIO | None:
-    """Take the lock, to be given to `release`; None if somebody else has it."""
-    stream = (directory / ".lock").open("ab")
+    """Take the lock, to be given to `release`; None if somebody else has it.
+
+    A file system without locks lets everybody have it.
+    """
+    stream = (directory / LOCK_NAME).open("ab")
+    if _try_lock(stream, fcntl.LOCK_EX):
+        return stream
+    stream.close()
+    return None
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether somebody holds the lock; several processes may ask at once."""
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stream = (directory / LOCK_NAME).open("rb")
+    except FileNotFoundError:
+        return False
+    with stream:
+        return not _try_lock(stream, fcntl.LOCK_SH)
+
+
+def _try_lock(stream: BinaryIO, kind: int) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        stream.close()
-        return None
-    return stream
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def release(stream: BinaryIO) -> None:
     """Give the lock back, also where a forked process has inherited it."""
-    fcntl.flock(stream, fcntl.LOCK_UN)
-    stream.close()
+    with stream, contextlib.suppress(OSError):
+        fcntl.flock(stream, fcntl.LOCK_UN)
 
 
 def prune(directory: Path, *, keep_last: int, keep_best: bool) -> None:
@@ -290,6 +344,8 @@ def prune(directory: Path, *, keep_last: int, keep_best: bool) -> None:
     for path, _ in whole:
         if path not in kept:
             remove(path)
+    for path in directory.glob(".step-*.removed"):
+        remove(path)
 
 
 def step_name(step: int) -> str:

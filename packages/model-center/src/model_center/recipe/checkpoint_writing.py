@@ -1,8 +1,11 @@
 """Writing one checkpoint from several processes, in the foreground or in a thread of each."""
 
+import atexit
+import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
@@ -21,6 +24,10 @@ from .checkpoint_state import TRAINING_NAME, Layout, Piece, TrainingState
 
 PARTNER_TIMEOUT = 1800.0
 """Seconds that the first process waits for the files of the others after it has written its own."""
+HURRIED_TIMEOUT = 60.0
+"""Likewise when the run has failed, perhaps because another process is no more."""
+_SEEN_BY_ALL = 60.0
+"""Seconds after which a directory that one process has made must be seen by the others."""
 _LOOK_AGAIN = 0.02
 _WEIGHT_INDEX = "model.safetensors.index.json"
 
@@ -51,6 +58,7 @@ class Writing:
         self._records: dict[str, FileRecord] = {}
         self._lock: BinaryIO | None = None
         self._thread: Thread | None = None
+        self._deadline = math.inf
 
     @property
     def is_first(self) -> bool:
@@ -62,7 +70,7 @@ class Writing:
         if not self.is_first:
             return
         parent = self.target.parent
-        parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory(parent)
         self._lock = files.acquire(parent)
         if self._lock is None:
             raise OSError(f"another process is writing a checkpoint to {parent}; let every run have its own directory")
@@ -88,8 +96,13 @@ class Writing:
 
     def join(self) -> None:
         """Leave a note that this process is going to write."""
-        if not self._directory.is_dir():
-            raise OSError(f"{self._directory} must be on a file system that all processes see, but is not here")
+        deadline = time.monotonic() + _SEEN_BY_ALL
+        while not self._directory.is_dir():
+            if time.monotonic() > deadline:
+                raise OSError(f"{self._directory} must be on a file system that all processes see, but is not here")
+            time.sleep(_LOOK_AGAIN)
+            if self.target.parent.is_dir():
+                any(self.target.parent.iterdir())  # lets a network file system ask its server again
         with self._naming("its note"):
             self._note(self._rank, "writing").touch()
 
@@ -108,6 +121,7 @@ class Writing:
             self.write(layout, pieces)
 
         self._thread = Thread(target=work, name=f"writing {self.target.name}", daemon=True)
+        atexit.register(self._finish_at_exit)
         self._thread.start()
 
     def write(self, layout: Layout, pieces: Iterable[Piece]) -> None:
@@ -120,20 +134,31 @@ class Writing:
                 self._complete()
         except Exception as error:  # noqa: BLE001 - the caller raises it, on all processes
             self.error = error
-            note = self._note(self._rank, "writing")
-            if note.exists():  # a rename needs no room on the disk
-                note.rename(self._note(self._rank, "failed"))
+            with suppress(OSError):  # deleting needs no room on the disk
+                self._note(self._rank, "writing").unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Wait until this process's part is over."""
+    def finish(self, *, patience: float = PARTNER_TIMEOUT) -> None:
+        """Wait until this process's part is over.
+
+        Args:
+            patience: seconds from now that the first process waits for the others.
+        """
         if self._thread is not None:
+            self._deadline = time.monotonic() + patience
             self._thread.join()
             self._thread = None
+            atexit.unregister(self._finish_at_exit)
+
+    def _finish_at_exit(self) -> None:
+        """Let the last checkpoint of a program that has not asked for its end become complete, or tell why not."""
+        self.finish(patience=HURRIED_TIMEOUT)
+        if self.error is not None:
+            sys.stderr.write(f"{self.error}\n")
 
     def clean_up(self) -> None:
         """Remove what is not complete, once all processes are over with it, and let others write."""
         if self._lock is not None:
-            if self._directory.exists():
+            with suppress(OSError):  # what stays is removed when a run opens the directory
                 files.remove(self._directory)
             files.release(self._lock)
             self._lock = None
@@ -166,13 +191,14 @@ class Writing:
 
     def _others_are_done(self) -> bool:
         """Wait for the others' files; returns False once one has failed, which will tell why by itself."""
-        deadline = time.monotonic() + PARTNER_TIMEOUT
+        began = time.monotonic()
         for rank in range(1, self._world_size):
             while not self._note(rank, "done").exists():
-                if self._note(rank, "failed").exists():
+                if not self._note(rank, "writing").exists():
                     return False
-                if time.monotonic() > deadline:
-                    raise OSError(f"process {rank} has not written its files within {PARTNER_TIMEOUT:g} s")
+                now = time.monotonic()
+                if now > min(self._deadline, began + PARTNER_TIMEOUT):
+                    raise OSError(f"process {rank} has not written its files {now - began:.0f} s after the first one")
                 time.sleep(_LOOK_AGAIN)
         return True
 
@@ -199,11 +225,14 @@ class Writing:
 
     @contextmanager
     def _naming(self, file: str) -> Iterator[None]:
-        """Let errors of the file system tell which file of which checkpoint was being written."""
+        """Let errors tell which file of which checkpoint was being written. Not all libraries raise OSError."""
         try:
             yield
-        except OSError as error:
-            raise OSError(f"cannot write {file} of checkpoint {self.target}: {error.strerror or error}") from error
+        except ValueError:
+            raise
+        except Exception as error:  # other processes must learn of it, whatever it is
+            reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+            raise OSError(f"cannot write {file} of checkpoint {self.target}: {reason}") from error
 
 
 class HostMemory:

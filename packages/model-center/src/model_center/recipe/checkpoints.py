@@ -29,7 +29,7 @@ from . import checkpoint_files as files
 from .agreement import from_first, raise_together, together
 from .checkpoint_files import Damage, Found, Manifest, find_newest
 from .checkpoint_state import Layout, SavedTraining, TrainingState
-from .checkpoint_writing import HostMemory, Writing
+from .checkpoint_writing import HURRIED_TIMEOUT, HostMemory, Writing
 from .run_directory import PACKAGES
 
 __all__ = ["CheckpointStore", "Damage", "Found", "TrainingState", "find_newest"]
@@ -135,12 +135,19 @@ class CheckpointStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Close; after an error, which others may not share, let this process's part be written only."""
-        if kind is None:
+        if error is None:
             self.close()
         elif self._pending is not None:
-            self._pending.finish()
+            self._pending.finish(patience=HURRIED_TIMEOUT)
+            if self._pending.error is not None:
+                error.add_note(f"besides, {self._pending.error}")
 
     def newest(self, *, verify: bool = False) -> Found:
         """Find the newest whole checkpoint and what is damaged of the others.
@@ -150,6 +157,7 @@ class CheckpointStore:
 
         Raises:
             OSError, ValueError: as `save`, of what was being written.
+            ValueError: there is a checkpoint of a newer format.
         """
         self.wait()
         is_first = current_engine().rank == 0
@@ -169,7 +177,7 @@ class CheckpointStore:
         counterpart then get random generators with seeds that are derived from those of the first one.
 
         Args:
-            path: the checkpoint.
+            path: the checkpoint; that of the first process counts, if others have found another one.
             state: what to load into; its progress is left alone.
 
         Returns:
@@ -181,8 +189,7 @@ class CheckpointStore:
             OSError: it cannot be read.
         """
         self.wait()
-        if not path.is_dir():
-            raise ValueError(f"there is no checkpoint {path}")
+        path = Path(from_first(str(path)))
         manifest = together(lambda: _checked_manifest(path))
         if path not in self._verified:
             together(lambda: _verify_share(path, manifest))
@@ -197,6 +204,8 @@ def _clean_up(writing: Writing) -> None:
 
 
 def _checked_manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        raise ValueError(f"there is no checkpoint {path}")
     try:
         return Manifest.read(path)
     except files.DamagedManifestError as error:

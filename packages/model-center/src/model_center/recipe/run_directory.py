@@ -6,6 +6,7 @@
     tensorboard/       the same as TensorBoard events
     plot.png           loss and score over the steps
     checkpoints/       best and last: encoder, classifier and tokenizer
+    .lock              locked while a run writes here, so that no other one does
 
 A killed process leaves "running" behind, so a directory counts as a whole run only when its status says finished.
 """
@@ -23,7 +24,7 @@ from typing import Any, Literal
 
 from model_center.engine import atomic_write
 
-from .checkpoint_files import publish, writing_directory
+from .checkpoint_files import LOCK_NAME, is_locked, lock, publish, writing_directory
 
 FORMAT_VERSION = 1
 State = Literal["running", "interrupted", "failed", "finished"]
@@ -120,16 +121,17 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     """Refuse an output directory that holds something or cannot be written, without changing anything.
 
     Raises:
-        ValueError: `path` is no directory, cannot be created or written, or is not empty and either `overwrite` is off
-            or it is not a run's directory.
+        ValueError: `path` is no directory, cannot be created or written, another run is writing there, or it is not
+            empty and either `overwrite` is off or it is not a run's directory.
     """
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise ValueError(f"output directory {str(path)!r} cannot be made: {str(existing)!r} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"output directory {str(path)!r} cannot be written: no permission to write {str(existing)!r}")
-    if existing != path or not any(path.iterdir()):
+    if existing != path or all(entry.name == LOCK_NAME for entry in path.iterdir()):
         return
+    _check_unlocked(path)
     if not overwrite:
         raise ValueError(f"output directory {str(path)!r} is not empty; give another one, or --overwrite to replace it")
     if not status_file(path).is_file():
@@ -140,12 +142,24 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def check_resumable(path: Path) -> None:
-    """Refuse a directory that holds no run, or one of a newer format.
+    """Refuse a directory that holds no run, or one of a newer format, or one that is still going on.
 
     Raises:
         ValueError: it does.
     """
     read_status(path)
+    _check_unlocked(path)
+
+
+def _check_unlocked(path: Path) -> None:
+    if is_locked(path):
+        raise _in_use(path)
+
+
+def _in_use(path: Path) -> ValueError:
+    return ValueError(
+        f"another run is writing to {str(path)!r}; stop it first, or give this one another output directory"
+    )
 
 
 @contextmanager
@@ -165,7 +179,7 @@ def open_run(
         The directory, in state "running".
 
     Raises:
-        ValueError: as `check_output`.
+        ValueError: as `check_output` and `check_resumable`.
     """
     if not is_writer:
         yield UnwrittenRun(path)
@@ -175,6 +189,13 @@ def open_run(
     else:
         check_output(path, overwrite=overwrite)
     path.mkdir(parents=True, exist_ok=True)
+    with lock(path) as held:
+        if not held:
+            raise _in_use(path)
+        yield from _recorded_run(path, config, resume=resume)
+
+
+def _recorded_run(path: Path, config: str, *, resume: bool) -> Iterator[RunDirectory]:
     run = RunDirectory(path)
     versions = {package: version(package) for package in PACKAGES}
     # The status comes first: an old "finished" must not stay beside half-deleted files.
@@ -182,7 +203,7 @@ def open_run(
     for entry in () if resume else path.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry != status_file(path):
+        elif entry not in (status_file(path), path / LOCK_NAME):
             entry.unlink()
     write_text(run.config, config)
     try:
