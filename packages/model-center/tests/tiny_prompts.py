@@ -102,12 +102,12 @@ def write_prompt_task(directory: Path, task: str, train: int = 96, dev: int = 32
         elif task == "SQuAD":
             paragraphs = [
                 {"context": text, "qas": [{"id": "0", "question": "what?", "answers": [{"text": answer}]}]}
-                for text, answer in _riddles(count, seed)
+                for text, answer in riddles(count, seed)
             ]
             squad = {"data": [{"title": "tiny", "paragraphs": paragraphs}]}
             (directory / task / f"{split}-v1.1.json").write_text(json.dumps(squad))
         else:
-            rows = [{"text": text, "answers": [answer]} for text, answer in _riddles(count, seed)]
+            rows = [{"text": text, "answers": [answer]} for text, answer in riddles(count, seed)]
             (directory / task / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return directory
 
@@ -121,7 +121,7 @@ def _lcqmc(count: int, seed: int) -> Iterator[tuple[str, str, int]]:
         yield "".join(characters), "".join(generator.choices("日月树", k=3)), number % 2
 
 
-def _riddles(count: int, seed: int) -> Iterator[tuple[str, str]]:
+def riddles(count: int, seed: int) -> Iterator[tuple[str, str]]:
     """Texts, and the answer that belongs to the one word of `PHRASES` that each holds."""
     generator = random.Random(seed)
     for number in range(count):
