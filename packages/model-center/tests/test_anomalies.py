@@ -11,7 +11,7 @@ from model_center.recipe.pretrain_configuration import WatchOptions
 
 
 def watch(**options: Any) -> LossWatch:
-    return LossWatch(WatchOptions(**{"window": 8, **options}))
+    return LossWatch(WatchOptions(**{"window": 8, "divergence": None, **options}))
 
 
 def fine(watch: LossWatch, first: int, last: int) -> None:
@@ -66,6 +66,24 @@ def test_with_warnings_a_new_level_becomes_the_norm() -> None:
     actions = [found.judge(step, 5.0 + 0.1 * math.sin(step), 1.0).action for step in range(9, 25)]
     assert actions[0] == "warn"
     assert actions[-8:] == ["fine"] * 8
+
+
+def test_losses_that_stay_far_above_the_first_one_stop_the_run() -> None:
+    found = watch(divergence=2.0, patience=3)
+    losses = [5.0, 4.0, 11.0, 12.0, 13.0, 4.0, 10.5, 30.0, math.inf, 20.0, 30.0]
+    verdicts = [found.judge(step, loss, 1.0) for step, loss in enumerate(losses)]
+    assert [verdict.action for verdict in verdicts] == [*["fine"] * 8, "skip", "fine", "stop"]
+    assert verdicts[-1].reason == (
+        "the loss is 30 and has been above 2 times that of the first step (5) for 4 steps (watch.divergence)"
+    )
+
+
+def test_a_rewind_begins_to_count_divergence_anew() -> None:
+    found = watch(divergence=2.0, patience=3)
+    for step, loss in enumerate((5.0, 11.0, 12.0, 13.0)):
+        found.judge(step, loss, 1.0)
+    found.rewound(0)
+    assert found.judge(1, 14.0, 1.0).action == "fine"
 
 
 def test_skipped_losses_do_not_count_and_too_many_in_a_row_stop_the_run() -> None:

@@ -103,7 +103,7 @@ def test_bad_values(message: str) -> None:
 
 def test_every_option_has_a_description() -> None:
     def check(kind: Any) -> None:
-        source = "".join(inspect.getsource(each) for each in kind.mro() if is_dataclass(each))
+        source = "".join(inspect.getsource(each) for each in kind.mro()[:-1])
         for field in fields(kind):
             described = source.partition(f"\n    {field.name}: ")[2]
             assert described.partition("\n")[2].lstrip().startswith('"""'), f"{kind.__name__}.{field.name}"

@@ -114,7 +114,8 @@ def test_json_lines_go_on_after_a_resume_without_what_came_after_the_checkpoint(
         (kind, number) for number in range(1, 10) for kind in ("train", "validation")
     ]
     assert records[0]["tokens_per_second"] == 8192.0
-    assert records[1] == {"kind": "validation", "step": 1, "loss": 1.0, "tokens": 10}
+    assert records[1] == {"kind": "validation", "step": 1, "loss": 1.0, "tokens": 10, "perplexity": math.e}
+    assert records[2]["perplexity"] == pytest.approx(math.exp(records[2]["loss"]))
 
 
 def test_a_new_run_does_not_go_on_in_an_old_file(tmp_path: Path) -> None:

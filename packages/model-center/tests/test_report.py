@@ -61,7 +61,7 @@ def test_runs_side_by_side(finetuned: Path, tmp_path: Path) -> None:
     parameters = sum(weight.numel() for weight in weights.values())
     assert rows["state"] == ["finished", "finished"]
     assert rows["model"] == ["tiny-bert", "gpt2-tiny"]
-    assert rows["parameters"] == [f"{parameters / 1e6:.1f} million", "12.3 million"]
+    assert rows["parameters"] == [f"{parameters:,}", "12.3 million"]
     assert rows["data"] == ["BoolQ", "books"]
     assert rows["steps"] == ["4", "60"]
     assert rows["tokens"] == ["–", "60,000"]

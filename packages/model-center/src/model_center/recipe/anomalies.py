@@ -35,6 +35,10 @@ class Verdict:
     """What was found, for a message; empty if fine."""
 
 
+class TrainingStoppedError(RuntimeError):
+    """The watch has stopped a run; the message says why and what can be done."""
+
+
 class LossWatch:
     """Judges each step by its loss and gradient norm.
 
@@ -56,6 +60,10 @@ class LossWatch:
         """Skipped steps in a row."""
         self.rewinds: list[int] = []
         """Steps that a rewind was for."""
+        self.first: float | None = None
+        """Loss of the first step."""
+        self.high = 0
+        """Steps in a row whose loss was far above it."""
 
     def judge(self, step: int, loss: float, gradient_norm: float) -> Verdict:
         """Judge a step before its update.
@@ -66,6 +74,12 @@ class LossWatch:
             gradient_norm: norm of all gradients before clipping.
         """
         reason, policy = self._anomaly(loss, gradient_norm)
+        if self._has_diverged(loss):
+            return Verdict(
+                "stop",
+                f"the loss is {loss:.4g} and has been above {self.options.divergence:g} times that of the first step "
+                f"({self.first:.4g}) for {self.high} steps (watch.divergence)",
+            )
         if policy is None:
             self._remember(step, loss)
             return Verdict("fine")
@@ -103,6 +117,16 @@ class LossWatch:
                 return f"{found}, the median of the last {options.window} steps", options.spike
         return "", None
 
+    def _has_diverged(self, loss: float) -> bool:
+        """Whether losses are that high for good; those that are no numbers are another matter."""
+        factor = self.options.divergence
+        if factor is None or not math.isfinite(loss):
+            return False
+        if self.first is None:
+            self.first = loss
+        self.high = self.high + 1 if loss > factor * self.first else 0
+        return self.high > self.options.patience
+
     def _remember(self, step: int, loss: float) -> None:
         self.losses = [*self.losses, (step, loss)][-self.options.window :]
         self.skipped = 0
@@ -110,7 +134,7 @@ class LossWatch:
     def rewound(self, step: int) -> None:
         """Forget what came after a step, which the run has gone back to. Rewinds and their batches stay known."""
         self.losses = [entry for entry in self.losses if entry[0] <= step]
-        self.skipped = 0
+        self.skipped = self.high = 0
 
     def excludes(self, step: int) -> bool:
         """Whether a rewind was for this step, so that its batch is left out when its turn comes again."""
@@ -118,13 +142,15 @@ class LossWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that later verdicts depend on, fit for JSON."""
-        return {"losses": [list(entry) for entry in self.losses], "skipped": self.skipped, "rewinds": self.rewinds}
+        state = {name: getattr(self, name) for name in ("skipped", "rewinds", "first", "high")}
+        return state | {"losses": [list(entry) for entry in self.losses]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]][-self.options.window :]
         self.skipped = int(state["skipped"])
         self.rewinds = [int(step) for step in state["rewinds"]]
+        self.first, self.high = state["first"], int(state["high"])
 
 
 def report_batch(

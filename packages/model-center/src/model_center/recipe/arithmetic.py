@@ -1,8 +1,11 @@
 """Floating-point operations of training, and how many of them a device can do in a second."""
 
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 
 import torch
 
@@ -92,43 +95,14 @@ def _head(config: Config) -> int:
     return 2 * config.dim_model * (transform + config.vocab_size)
 
 
-@dataclass(frozen=True)
-class Peak:
-    """Rates of a GPU in TFLOP/s from its datasheet, dense (not those with sparsity), None where it has no such unit."""
+@cache
+def known_peaks() -> list[dict[str, str]]:
+    """Return the rates of known GPUs in TFLOP/s from their datasheets, dense (not those with sparsity).
 
-    pattern: str
-    """What its name matches."""
-    float16: float
-    bfloat16: float | None
-    tf32: float | None
-    float32: float
-
-
-PEAKS = (
-    Peak(r"GB200", 2500, 2500, 1250, 80),
-    Peak(r"B200", 2250, 2250, 1125, 75),
-    Peak(r"B100", 1750, 1750, 875, 60),
-    Peak(r"H[12]00 NVL", 835, 835, 418, 60),
-    Peak(r"H100 PCIe", 756, 756, 378, 51),
-    Peak(r"G?H[12]00|H800", 989, 989, 494, 67),
-    Peak(r"H20", 148, 148, 74, 44),
-    Peak(r"A[18]00", 312, 312, 156, 19.5),
-    Peak(r"A30", 165, 165, 82, 10.3),
-    Peak(r"A40", 149.7, 149.7, 74.8, 37.4),
-    Peak(r"A10G?", 125, 125, 62.5, 31.2),
-    Peak(r"V100-SXM\w*", 125, None, None, 15.7),
-    Peak(r"V100S\S*", 130, None, None, 16.4),
-    Peak(r"V100\S*", 112, None, None, 14),
-    Peak(r"T4", 65, None, None, 8.1),
-    Peak(r"L40S", 362, 362, 183, 91.6),
-    Peak(r"L40", 181, 181, 90.5, 90.5),
-    Peak(r"L4", 121, 121, 60, 30.3),
-    Peak(r"RTX 5090", 209.5, 209.5, 104.8, 104.8),
-    Peak(r"RTX 4090", 165.2, 165.2, 82.6, 82.6),
-    Peak(r"RTX 3090", 71, 71, 35.6, 35.6),
-    Peak(r"RTX A6000", 154.8, 154.8, 77.4, 38.7),
-)
-"""Known GPUs; the first pattern that a name contains as whole words counts."""
+    The first `pattern` that a GPU's name contains as whole words counts; a rate is empty where there is no such unit.
+    """
+    table = files(__package__) / "gpu_peaks.csv"
+    return list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
 
 
 def peak_flops(device: torch.device | str, dtype: torch.dtype) -> float | None:
@@ -142,14 +116,10 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype) -> float | None:
         if device.type != "cuda":
             return None
         device = torch.cuda.get_device_name(device)
-    peak = next((peak for peak in PEAKS if re.search(rf"(?<!\w)({peak.pattern})(?!\w)", device)), None)
-    if peak is None:
-        return None
-    uses_tf32 = torch.get_float32_matmul_precision() != "highest" and peak.tf32 is not None
-    rates = {
-        torch.float16: peak.float16,
-        torch.bfloat16: peak.bfloat16,
-        torch.float32: peak.tf32 if uses_tf32 else peak.float32,
-    }
-    rate = rates.get(dtype)
-    return None if rate is None else rate * 1e12
+    found = (peak for peak in known_peaks() if re.search(rf"(?<!\w)({peak['pattern']})(?!\w)", device))
+    rates = next(found, {})
+    name = str(dtype).removeprefix("torch.")
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" and rates.get("tf32"):
+        name = "tf32"
+    rate = rates.get(name)
+    return float(rate) * 1e12 if rate else None

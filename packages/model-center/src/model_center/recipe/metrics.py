@@ -22,16 +22,27 @@ def perplexity_of(loss: float) -> float:
 
 
 @dataclass(frozen=True)
-class StepMetrics:
+class LossMetrics:
+    """A loss at a step of a run."""
+
+    step: int
+    """Training steps done; that of a training step itself is among them."""
+    loss: float
+    """Mean cross-entropy over all processes: of samples in fine-tuning, of their target tokens in pre-training."""
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the loss."""
+        return perplexity_of(self.loss)
+
+
+@dataclass(frozen=True)
+class StepMetrics(LossMetrics):
     """One training step. What has a default is None where it is not known."""
 
     kind: ClassVar[str] = "train"
-    step: int
-    """Steps done, this one included."""
     epoch: float
     """Passes over the training split done."""
-    loss: float
-    """Mean cross-entropy of the step's samples (in pre-training, of their target tokens), over all processes."""
     learning_rate: float
     """Learning rate of this step."""
     gradient_norm: float
@@ -49,45 +60,27 @@ class StepMetrics:
     peak_share: float | None = None
     """These as a share of what the GPU can do."""
     memory_gib: float | None = None
-    """Largest memory that tensors have taken so far, on this process's GPU."""
+    """Largest memory so far: that tensors have taken of this process's GPU, or that this process has taken on a CPU."""
     loss_scale: float | None = None
     """What the loss was multiplied by before backward."""
 
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the loss."""
-        return perplexity_of(self.loss)
-
 
 @dataclass(frozen=True)
-class ValidationMetrics:
+class ValidationMetrics(LossMetrics):
     """One pass over the validation data of a pre-training run."""
 
     kind: ClassVar[str] = "validation"
-    step: int
-    """Training steps done before."""
-    loss: float
-    """Mean cross-entropy of all target tokens."""
     tokens: int
     """Real tokens read, over all processes."""
 
-    @property
-    def perplexity(self) -> float:
-        """Exponential of the loss."""
-        return perplexity_of(self.loss)
-
 
 @dataclass(frozen=True)
-class EvaluationMetrics:
+class EvaluationMetrics(LossMetrics):
     """One evaluation of a whole split."""
 
     kind: ClassVar[str] = "evaluation"
-    step: int
-    """Training steps done before."""
     epoch: float
     """Passes over the training split done before."""
-    loss: float
-    """Mean cross-entropy of all samples."""
     measure: str
     """The task's first official measure, such as accuracy; it tells which checkpoint is the best."""
     score: float
@@ -113,14 +106,17 @@ class Recorder(Protocol):
         """The run is over, whether well or not."""
 
 
+def known_of(metrics: Metrics) -> dict[str, Any]:
+    """Return what is known by name; the perplexity, too, where the loss is one of tokens."""
+    known = {name: value for name, value in asdict(metrics).items() if value is not None}
+    return known | {"perplexity": metrics.perplexity} if "tokens" in known else known
+
+
 def numbers_of(metrics: Metrics) -> dict[str, float]:
     """Return what is known as numbers by name, without the step: what is drawn over the steps."""
     if isinstance(metrics, EvaluationMetrics):
         return {"loss": metrics.loss, **metrics.scores}
-    known = {name: value for name, value in asdict(metrics).items() if name != "step" and value is not None}
-    if isinstance(metrics, ValidationMetrics):
-        known["perplexity"] = metrics.perplexity
-    return known
+    return {name: value for name, value in known_of(metrics).items() if name != "step"}
 
 
 class JsonLines:
@@ -142,8 +138,7 @@ class JsonLines:
 
     def record(self, metrics: Metrics) -> None:
         """Append one line; what is not known is left out."""
-        known = {name: value for name, value in asdict(metrics).items() if value is not None}
-        self.file.write(json.dumps({"kind": metrics.kind} | known) + "\n")
+        self.file.write(json.dumps({"kind": metrics.kind, **known_of(metrics)}) + "\n")
 
     def close(self) -> None:
         """Close the file."""

@@ -22,8 +22,9 @@ from model_center.tokenizer import load_tokenizer
 
 from .commands import OK, preparing
 from .configuration import nearest, require
-from .pretrain_configuration import PretrainConfig, PretrainModelOptions
-from .pretraining_objectives import make_objective
+from .pretrain_configuration import PretrainConfig, PretrainDataOptions, PretrainModelOptions
+from .pretraining_objectives import PretrainingObjective, make_objective
+from .progress import count
 from .simulation import MicroBatch, StepMemory, blocks_of, meta_model, simulate
 
 GIB = 2**30
@@ -35,6 +36,8 @@ CONTEXT = GIB // 2
 FRAGMENTATION = 0.04
 """Share of a GPU's memory that is left free, because free pieces lie between used ones."""
 PRECISIONS = {"half": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+UNTRAINED = "train:"
+"""What the name of a tokenizer begins with that a run will train; its size follows."""
 MOST_ROWS = 4096
 """No larger micro-batch is looked for."""
 
@@ -43,7 +46,8 @@ MOST_ROWS = 4096
 class Setting:
     """What decides how much memory a run needs."""
 
-    engine: Literal["torch", "bmtrain"] = "torch"
+    engine: str = "torch"
+    """torch or bmtrain."""
     world_size: int = 1
     recomputes: bool = True
     zero_level: Literal[2, 3] = 3
@@ -142,7 +146,7 @@ class Planner:
             held = -(-self.parameters // setting.world_size)
         else:
             held = -(-in_blocks // setting.world_size) + outside
-        states = held * (8 if itemsize >= 4 else 12)
+        states = held * state_bytes(self.config.dtype)
         step = self._step(setting, batch) if exact else self._interpolated_step(setting, batch)
         gradients = held * itemsize
         gathered = self._gathered(setting, largest, outside * itemsize, in_blocks * itemsize)
@@ -220,15 +224,18 @@ def run(config: PretrainConfig, console: Console, *, memory: str | None, world_s
         require(world_size > 0, "world_size", "positive", world_size)
         limit = gpu_memory() if memory is None else parse_memory(memory)
         planner = Planner(*configured_model(config.model))
-        batch = micro_batch(planner.config, config)
+        tokenizer = planned_tokenizer(config.data)
+        objective = make_objective(planner.config, tokenizer, config.data.objective_options)
+        batch = micro_batch(objective, config.batch.micro_size)
         setting = setting_of(config, world_size)
         prediction = planner.predict(setting, batch)
         options = list(proposals(planner, setting, batch, limit)) if limit is not None else []
-    name = f"{config.model.name}, {planner.parameters / 1e6:,.1f} million parameters"
+    name = f"{config.model.name}, {count(planner.parameters)} parameters"
     lengths = " and ".join(str(length) for length in (batch.length, batch.decoder_length) if length)
     console.print(
         f"{name}; micro-batch of {batch.rows} rows of {lengths} tokens; {world_size} GPU{'s' * (world_size > 1)}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(prediction_table(prediction))
     if limit is not None:
@@ -236,11 +243,11 @@ def run(config: PretrainConfig, console: Console, *, memory: str | None, world_s
     return OK
 
 
-def setting_of(config: PretrainConfig, world_size: int) -> Setting:
-    """Return what a configuration sets, in so many processes on GPUs."""
+def setting_of(config: PretrainConfig, world_size: int, engine: str | None = None) -> Setting:
+    """Return what a configuration sets, in so many processes on GPUs; the engine is the configured one by default."""
     checkpointing = config.engine.use_checkpoint
     return Setting(
-        engine=config.engine.name or "torch",
+        engine=engine or config.engine.name or "torch",
         world_size=world_size,
         recomputes=True if checkpointing is None else checkpointing,
         zero_level=config.engine.zero_level,
@@ -284,13 +291,43 @@ def _families_of(path: Path) -> Iterator[type[BaseModel]]:
     yield families[raw["model_type"]]
 
 
-def micro_batch(model: Config, config: PretrainConfig) -> MicroBatch:
-    """Return the size of a configuration's full micro-batch."""
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    objective = make_objective(model, tokenizer, config.data.objective_options)
+def state_bytes(dtype: torch.dtype) -> int:
+    """Return what AdamW keeps for each weight of a type: two moments and, of half types, a master."""
+    return 8 if dtype.itemsize >= 4 else 12
+
+
+def micro_batch(objective: PretrainingObjective, rows: int) -> MicroBatch:
+    """Return the size of a full micro-batch of so many rows."""
     length, decoder_length = (*objective.sides, 0)[:2]
     share = objective.inner.share if isinstance(objective.inner, MaskedLM) else 1.0
-    return MicroBatch(rows=config.batch.micro_size, length=length, decoder_length=decoder_length, targets=share)
+    return MicroBatch(rows=rows, length=length, decoder_length=decoder_length, targets=share)
+
+
+def planned_tokenizer(options: PretrainDataOptions) -> Any:
+    """Return the tokenizer of a run, or what stands for it until the run has trained it."""
+    if not options.tokenizer.startswith(UNTRAINED):
+        return load_tokenizer(options.tokenizer)
+    size = options.tokenizer.removeprefix(UNTRAINED)
+    require(size.isdecimal(), "data.tokenizer", "of the form train:SIZE, e.g. train:4000", options.tokenizer)
+    return UntrainedTokenizer(int(size))
+
+
+class UntrainedTokenizer:
+    """Has the size and the special tokens of a tokenizer that is still to be trained, and encodes nothing."""
+
+    eod_id = pad_id = 0
+    fingerprint = ""
+
+    def __init__(self, size: int) -> None:
+        self.vocab_size, self.name = size, f"{UNTRAINED}{size}"
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return what objectives look for in a vocabulary."""
+        tokens = ["[CLS]", "[SEP]", "[MASK]", "##", *(f"<extra_id_{number}>" for number in range(100))]
+        return {token: number for number, token in enumerate(tokens)}
 
 
 def proposals(

@@ -7,6 +7,7 @@ from .configuration import (
     EngineOptions,
     OptimizerOptions,
     Precision,
+    WandbOptions,
     absolute,
     absolute_if_local,
     require,
@@ -34,8 +35,10 @@ class WatchOptions:
     factor: float = 10.0
     """A spike is above their median by this many of their standard deviations, as estimated from the median absolute
     deviation."""
+    divergence: float | None = 2.0
+    """The run stops when losses stay above that of its first step times this; null never stops it for that."""
     patience: int = 10
-    """Skipped steps in a row after which the run stops."""
+    """Skipped steps in a row, or diverged ones, after which the run stops."""
     max_rewinds: int = 3
     """Rewinds of a run after which it stops instead of rewinding again."""
 
@@ -44,6 +47,8 @@ class WatchOptions:
         require_choice("watch.spike", self.spike, AnomalyPolicy)
         require(self.window > 1, "watch.window", "above 1", self.window)
         require(self.factor > 0, "watch.factor", "positive", self.factor)
+        divergence = self.divergence
+        require(divergence is None or divergence > 1, "watch.divergence", "above 1 or null", divergence)
         require(self.patience > 0, "watch.patience", "positive", self.patience)
         require(self.max_rewinds > 0, "watch.max_rewinds", "positive", self.max_rewinds)
 
@@ -223,6 +228,8 @@ class PretrainConfig:
     """What runs the model, and how it trades memory for time."""
     watch: WatchOptions = field(default_factory=WatchOptions)
     """What is done about losses that leap or are no numbers."""
+    wandb: WandbOptions = field(default_factory=WandbOptions)
+    """Whether metrics go to Weights & Biases, too."""
 
     def __post_init__(self) -> None:
         require(bool(self.output), "output", "a directory", self.output)

@@ -22,12 +22,22 @@ class Batch:
     Attributes:
         inputs: Keyword arguments of the model's `forward`: tensors and `AttentionMask`s.
         labels: Shape (rows, length), -100 where there is nothing to predict.
-        tokens: Number of tokens that are not padding, on all sides.
+        lengths: Tokens of each document that sees no other, on each side; padding is not counted.
     """
 
     inputs: dict[str, Any]
     labels: Tensor
-    tokens: int
+    lengths: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that are not padding, on all sides."""
+        return sum(map(sum, self.lengths))
+
+    @property
+    def targets(self) -> int:
+        """Number of labels that are to be predicted."""
+        return int((self.labels != IGNORED).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; pinned memory is copied in the background."""
@@ -39,7 +49,7 @@ class Batch:
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(
-            {name: _changed(value, change) for name, value in self.inputs.items()}, change(self.labels), self.tokens
+            {name: _changed(value, change) for name, value in self.inputs.items()}, change(self.labels), self.lengths
         )
 
 
@@ -96,9 +106,9 @@ class Collator:
         if self.model_type in _SEQ2SEQ:
             sides.append(self._side(samples, row_of, len(rows), "decoder_input_ids", 1))
         labels = sides[-1].filled("labels", IGNORED)
-        tokens = sum(side.tokens for side in sides)
+        lengths = tuple(side.document_lengths for side in sides)
         name_inputs: Callable[..., dict[str, Any]] = _NAMES.get(self.model_type, _stack_inputs)
-        return Batch(name_inputs(self, *sides), labels, tokens)
+        return Batch(name_inputs(self, *sides), labels, lengths)
 
     def _side(self, samples: list[Sample], row_of: IntArray, rows: int, name: str, number: int) -> "_Side":
         width = None if self.sides is None else self.sides[number]
@@ -140,6 +150,14 @@ class _Side:
     def filled(self, name: str, filler: int) -> Tensor:
         """The samples' arrays of this name in their rows, (rows, length)."""
         return self._scattered(np.concatenate([sample[name] for sample in self._samples] or [np.zeros(0, int)]), filler)
+
+    @property
+    def document_lengths(self) -> tuple[int, ...]:
+        """Tokens of each document; a sample is one, unless it tells of several."""
+        if not self.has("documents"):
+            return tuple(self._sizes.tolist())
+        edges = [np.flatnonzero(np.diff(sample["documents"], prepend=-1, append=-1)) for sample in self._samples]
+        return tuple(np.concatenate([np.diff(places) for places in edges]).tolist())
 
     @property
     def documents(self) -> Tensor:

@@ -20,6 +20,10 @@ from .pretraining_objectives import PretrainingObjective
 IntArray = npt.NDArray[np.int64]
 
 
+class SampleError(ValueError):
+    """A sample that the model cannot be trained on."""
+
+
 class Corpus:
     """The samples that an objective makes of `<folder>/<name>_1`, `<folder>/<name>_2`, …; one for each sequence.
 
@@ -62,7 +66,7 @@ class Corpus:
             epoch: Epoch that they belong to.
 
         Raises:
-            ValueError: One holds an id outside the model's vocabulary.
+            SampleError: One holds an id outside the model's vocabulary.
         """
         sequences = self._cut(numbers)
         ends = np.cumsum([len(tokens) for tokens in sequences])
@@ -81,7 +85,7 @@ class Corpus:
         if flat.size and not 0 <= flat.min() <= flat.max() < limit:
             at = int(((flat < 0) | (flat >= limit)).argmax())
             number = int(numbers[np.searchsorted(ends, at, side="right")])
-            raise ValueError(
+            raise SampleError(
                 f"{self.place}: sample {number} holds the id {flat[at]}, but the ids of the model and its tokenizer "
                 f"are 0 to {limit - 1}"
             )

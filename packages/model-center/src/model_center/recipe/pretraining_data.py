@@ -17,11 +17,11 @@ import torch
 
 from model_center import engine
 from model_center.dataset.indexed import IndexedDatasetError, Permutation, pack_rows
-from model_center.dataset.indexed.objectives import IGNORED, Sample
+from model_center.dataset.indexed.objectives import Sample
 from model_center.tokenizer import Tokenizer
 
 from .pretraining_batches import Batch, Collator, StepBatches
-from .pretraining_corpus import Corpus, IntArray, RowCorpus
+from .pretraining_corpus import Corpus, IntArray, RowCorpus, SampleError
 from .pretraining_objectives import PretrainingObjective
 
 __all__ = ["Batch", "PretrainingData", "StepBatches"]
@@ -136,12 +136,12 @@ class PretrainingData:
             number: Of the step, counted from 0. Any step is found at once.
 
         Raises:
-            ValueError: A sample cannot be used; the message names it.
+            SampleError, IndexedDatasetError: A sample cannot be used; the message names it.
         """
         if number < 0:
             raise ValueError(f"`number` must not be negative, but is {number}")
         batches, samples = self._prepare(number)
-        return StepBatches(batches, self._add_up(sum(_targets(batch) for batch in batches)), samples)
+        return StepBatches(batches, self._add_up(sum(batch.targets for batch in batches)), samples)
 
     def validation(self) -> Iterator[Batch]:
         """Yield this process's validation batches, as many in every process; the same ones each time."""
@@ -186,10 +186,8 @@ class PretrainingData:
     def _step(self, number: int) -> tuple[list[Batch], list[int]]:
         try:
             return self._build(self._corpus, *self.samples_of(number))
-        except IndexedDatasetError as error:
-            raise IndexedDatasetError(f"step {number}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"step {number}: {error}") from error
+        except (IndexedDatasetError, SampleError) as error:
+            raise type(error)(f"step {number}: {error}") from error
 
     def _build(self, corpus: Corpus, numbers: IntArray, epochs: IntArray) -> tuple[list[Batch], list[int]]:
         """Make this process's batches of some samples, of which all processes know how they share them out."""
@@ -212,7 +210,3 @@ class PretrainingData:
             batch = self._collate([[made[sample] for sample in row] for row in part])
             batches.append(batch.pin_memory() if self._pin else batch)
         return batches, numbers[ordered].tolist()
-
-
-def _targets(batch: Batch) -> int:
-    return int((batch.labels != IGNORED).sum())

@@ -132,7 +132,7 @@ def details(metrics: StepMetrics, *, gradient: bool = True) -> list[str]:
         words.append(f"gradient {metrics.gradient_norm:.2f}")
     if metrics.tflops is not None:
         share = "" if metrics.peak_share is None else f" ({metrics.peak_share:.1%} of peak)"
-        words.append(f"{metrics.tflops:.3g} TFLOP/s{share}")
+        words.append(operations(metrics.tflops) + share)
     if metrics.memory_gib is not None:
         words.append(f"{metrics.memory_gib:.1f} GiB")
     if metrics.loss_scale is not None:
@@ -152,6 +152,20 @@ def result_line(metrics: ValidationMetrics | EvaluationMetrics) -> str:
         f"evaluation after step {metrics.step} (epoch {metrics.epoch:.2f}): loss {metrics.loss:.4f} | {scores} | "
         f"{metrics.measure} of the majority class {metrics.baseline:.1%} | {metrics.samples} samples"
     )
+
+
+def operations(tflops: float) -> str:
+    """Return 10^12 floating-point operations a second in a unit that suits, e.g. `3.2 GFLOP/s`."""
+    for unit in ("TFLOP/s", "GFLOP/s"):
+        if tflops >= 1:
+            return f"{tflops:.3g} {unit}"
+        tflops *= 1000
+    return f"{tflops:.3g} MFLOP/s"
+
+
+def count(number: int) -> str:
+    """Return a number of parameters, in millions where there are so many."""
+    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,}"
 
 
 def duration(seconds: float) -> str:

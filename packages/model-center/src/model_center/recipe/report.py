@@ -17,7 +17,7 @@ from .anomalies import count_reports
 from .commands import OK, preparing, print_lines
 from .configuration import ReportConfig
 from .metrics import valid_records
-from .progress import duration
+from .progress import RECENT_STEPS, count, duration, operations
 from .run_directory import RunDirectory, read_status
 
 LAST_SHARE = 50
@@ -50,6 +50,8 @@ class RunSummary:
     """Mean training loss of the last steps."""
     final_loss: float | None
     """Loss of the last validation or evaluation."""
+    perplexity: float | None
+    """Perplexity of the last validation."""
     best_loss: float | None
     """Lowest loss of a validation or evaluation."""
     measure: str | None
@@ -58,12 +60,18 @@ class RunSummary:
     """Highest score of an evaluation."""
     tokens_per_second: float | None
     """Tokens by the time that training steps took."""
+    tflops: float | None
+    """Floating-point operations of the model a second and GPU in that time, in 10^12."""
+    peak_share: float | None
+    """These as a share of what the GPU can do."""
     memory_gib: float | None
-    """Largest memory that tensors have taken on a GPU."""
+    """Largest memory that tensors have taken of a GPU or, on a CPU, that the process has taken."""
     predicted_memory_gib: float | None
-    """What was predicted for it."""
+    """What was predicted for a GPU."""
     seconds: float
     """Time that training steps took."""
+    seconds_left: float | None
+    """What a running run still needs, at the speed of its last steps."""
     anomalies: int
     """Steps whose loss was reported as an anomaly."""
 
@@ -128,6 +136,8 @@ def summarize(path: Path, records: Sequence[Mapping[str, Any]]) -> RunSummary:
     losses = [record["loss"] for record in training[-max(1, len(training) // LAST_SHARE) :]]
     best = max(scored, key=lambda record: float(record["score"]), default=None)
     memory = [record["memory_gib"] for record in training if "memory_gib" in record]
+    seconds = sum(record["seconds"] for record in training)
+    steps = training[-1]["step"] if training else 0
     return RunSummary(
         run=str(path),
         state=status["state"],
@@ -136,19 +146,37 @@ def summarize(path: Path, records: Sequence[Mapping[str, Any]]) -> RunSummary:
         model=known.get("model") or _name(config.get("model"), ("name", "preset", "family")),
         parameters=known.get("parameters") or _count_parameters(path),
         data=known.get("data") or _name(config.get("data"), ("task", "path")),
-        steps=training[-1]["step"] if training else 0,
+        steps=steps,
         tokens=tokens if counted else None,
         training_loss=sum(losses) / len(losses) if losses else None,
         final_loss=results[-1]["loss"] if results else None,
+        perplexity=results[-1].get("perplexity") if results else None,
         best_loss=min((record["loss"] for record in results if isfinite(record["loss"])), default=None),
         measure=best["measure"] if best else None,
         best_score=best["score"] if best else None,
         tokens_per_second=tokens / sum(record["seconds"] for record in counted) if counted else None,
+        tflops=_mean_rate(training, "tflops"),
+        peak_share=_mean_rate(training, "peak_share"),
         memory_gib=max(memory, default=None),
         predicted_memory_gib=known.get("predicted_memory_gib"),
-        seconds=sum(record["seconds"] for record in training),
+        seconds=seconds,
+        seconds_left=_seconds_left(training, config.get("max_steps")) if status["state"] == "running" else None,
         anomalies=sum(count_reports(path).values()),
     )
+
+
+def _mean_rate(training: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the mean of a rate over the time of the steps that tell it."""
+    known = [record for record in training if name in record]
+    amount = sum(float(record[name]) * float(record["seconds"]) for record in known)
+    return amount / sum(float(record["seconds"]) for record in known) if known else None
+
+
+def _seconds_left(training: Sequence[Mapping[str, Any]], max_steps: Any) -> float | None:
+    if not isinstance(max_steps, int) or not training:
+        return None
+    recent = [float(record["seconds"]) for record in training[-RECENT_STEPS:]]
+    return sum(recent) / len(recent) * (max_steps - int(training[-1]["step"]))
 
 
 def as_json(summaries: Sequence[RunSummary]) -> str:
@@ -173,12 +201,12 @@ def table_of(summaries: Sequence[RunSummary]) -> Table:
 
 
 def _rows(summaries: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
-    columns = [_texts(summary) for summary in summaries]
+    columns = [texts_of(summary) for summary in summaries]
     return [(name, [column[name] for column in columns]) for name in columns[0]]
 
 
-def _texts(summary: RunSummary) -> dict[str, str]:
-    """Return a run's column of the table; an empty text for what is not known."""
+def texts_of(summary: RunSummary) -> dict[str, str]:
+    """Return a run's column of the table by the names of its rows; an empty text for what is not known."""
 
     def text(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
@@ -192,18 +220,22 @@ def _texts(summary: RunSummary) -> dict[str, str]:
         "state": state,
         "error": summary.error or "",
         "model": summary.model or "",
-        "parameters": "" if summary.parameters is None else f"{summary.parameters / 1e6:,.1f} million",
+        "parameters": "" if summary.parameters is None else count(summary.parameters),
         "data": summary.data or "",
         "steps": f"{summary.steps:,}",
         "tokens": text(summary.tokens, ","),
         "training loss": text(summary.training_loss, ".4f"),
         "final loss": text(summary.final_loss, ".4f"),
+        "perplexity": text(summary.perplexity, ".4g"),
         "best loss": text(summary.best_loss, ".4f"),
         "best score": f"{summary.best_score:.1%} {summary.measure}" if summary.best_score is not None else "",
         "tokens/s": text(summary.tokens_per_second, ",.0f"),
+        "operations": "" if summary.tflops is None else operations(summary.tflops),
+        "share of peak": text(summary.peak_share, ".1%"),
         "memory, GiB": text(summary.memory_gib, ".2f"),
         "predicted, GiB": text(predicted, ".2f"),
         "time in steps": duration(summary.seconds),
+        "time left": "" if summary.seconds_left is None else duration(summary.seconds_left),
         "anomalies": str(summary.anomalies or ""),
     }
 

@@ -1,10 +1,10 @@
-"""Metrics sent to Weights & Biases, whose package wandb is installed separately."""
+"""Metrics sent to Weights & Biases, whose package wandb is the extra `wandb`."""
 
 import secrets
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .metrics import Metrics, numbers_of
 from .run_directory import write_text
@@ -13,24 +13,25 @@ from .run_directory import write_text
 class WeightsAndBiases:
     """Logs every number of a step, validation or evaluation as `<kind>/<name>` over the step.
 
-    What is configured by environment variables stays so: `WANDB_MODE=offline` keeps the records in the run directory,
-    for `wandb sync` to send later.
-
     Args:
         run: the run directory. It keeps the identifier by which a resumed run goes on in the same curves.
         project: project at Weights & Biases.
         name: the run's name there.
+        mode: online sends records as they come, offline keeps them in the run directory until `wandb sync`.
         config: the resolved configuration, which is shown beside the curves.
 
     Raises:
         ImportError: the package wandb is not installed.
     """
 
-    def __init__(self, run: Path, *, project: str, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run: Path, *, project: str, name: str, mode: Literal["online", "offline"], config: Mapping[str, Any]
+    ) -> None:
         wandb = import_wandb()
         self.run = wandb.init(
             project=project,
             name=name,
+            mode=mode,
             config=dict(config),
             dir=str(run),
             id=_identifier(run),
@@ -60,8 +61,8 @@ def import_wandb() -> Any:
         return import_module("wandb")
     except ModuleNotFoundError as error:
         raise ImportError(
-            "recording to Weights & Biases needs the package wandb, which is not installed: "
-            "install it, in an environment where its bound on protobuf does not hurt other packages"
+            "recording to Weights & Biases (wandb.mode) needs the package wandb, which is not installed: "
+            'install model-center with its extra "wandb"'
         ) from error
 
 

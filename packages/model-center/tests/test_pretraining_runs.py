@@ -1,0 +1,335 @@
+"""Whole pre-training runs of a tiny BERT: what may change when they go on, what they measure, what stops them."""
+
+import json
+import math
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model_center.dataset import make_builder
+from model_center.engine.optim import AdamOptimizer
+from model_center.model.base import BaseModel
+from model_center.recipe.anomalies import TrainingStoppedError
+from model_center.recipe.callbacks import Callbacks, MicroBatch
+from model_center.recipe.cli import main
+from model_center.recipe.configuration import OptimizerOptions, WandbOptions
+from model_center.recipe.metrics import StepMetrics, ValidationMetrics
+from model_center.recipe.pretrain_configuration import (
+    BatchOptions,
+    CheckpointOptions,
+    PretrainConfig,
+    PretrainDataOptions,
+    PretrainModelOptions,
+    ValidationOptions,
+    WatchOptions,
+)
+from model_center.recipe.pretraining import pretrain
+from model_center.recipe.pretraining_job import PretrainingJob, predicted_peak, prepare_pretraining
+from model_center.recipe.run_directory import read_status
+from model_center.tokenizer import load_tokenizer
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def base(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """A run of six steps, but for its output."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    random = np.random.default_rng(0)
+    with make_builder(folder / "train_1", dtype=np.uint16) as builder:
+        for length in random.integers(4, 15, 40):
+            builder.add_item(random.integers(5, 17, length))
+            builder.end_document()
+    return PretrainConfig(
+        output="unset",
+        max_steps=STEPS,
+        model=PretrainModelOptions(name=str(encoder), from_scratch=True, precision="fp32"),
+        data=PretrainDataOptions(path=str(folder), tokenizer=str(encoder), max_length=16, validation_share=0.2),
+        batch=BatchOptions(global_size=4, micro_size=2),
+        optimizer=OptimizerOptions(learning_rate=1e-2, schedule="constant", warmup_steps=2),
+        checkpoints=CheckpointOptions(every_steps=3, every_minutes=None, asynchronous=False),
+        validation=ValidationOptions(every_steps=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def short(base: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of six steps; copy it before it goes on."""
+    output = tmp_path_factory.mktemp("runs") / "short"
+    pretrain(replace(base, output=str(output)))
+    return output
+
+
+@pytest.fixture
+def resumed(base: PretrainConfig, short: Path, tmp_path: Path) -> PretrainConfig:
+    """The configuration of a copy of the run, to go on with."""
+    shutil.copytree(short, tmp_path / "run")
+    return replace(base, output=str(tmp_path / "run"))
+
+
+def records(output: str | Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def column(output: str | Path, name: str) -> list[float]:
+    return [record[name] for record in records(output)]
+
+
+def weights(output: str | Path, step: int) -> dict[str, Tensor]:
+    return load_file(Path(output) / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+
+
+def test_a_longer_run_goes_on_as_if_it_had_been_so_long_from_the_start(
+    base: PretrainConfig, resumed: PretrainConfig, tmp_path: Path
+) -> None:
+    straight = replace(base, output=str(tmp_path / "straight"), max_steps=12)
+    pretrain(straight)
+    result = pretrain(replace(resumed, max_steps=12), resume="auto")
+    assert column(resumed.output, "loss") == column(straight.output, "loss")
+    expected, found = (weights(output, 12) for output in (straight.output, resumed.output))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert [validation.step for validation in result.validations] == [3, 6, 9, 12]
+
+
+def test_a_schedule_ends_where_the_new_max_steps_says(resumed: PretrainConfig) -> None:
+    """From the step it goes on at, the learning rate is that of a run of that length; before, it was another one."""
+    linear = OptimizerOptions(learning_rate=1e-2, schedule="linear", warmup_steps=2)
+    pretrain(replace(resumed, max_steps=12, optimizer=linear), resume="auto")
+    rates = column(resumed.output, "learning_rate")
+    assert rates[STEPS - 1] == 1e-2
+    assert rates[STEPS:] == pytest.approx([1e-2 * (13 - step) / (13 - 2) for step in range(7, 13)])
+
+
+def test_what_else_may_change(resumed: PretrainConfig) -> None:
+    changed = replace(
+        resumed,
+        max_steps=8,
+        log_every=3,
+        batch=BatchOptions(global_size=4, micro_size=3),
+        optimizer=OptimizerOptions(learning_rate=5e-3, schedule="constant", warmup_steps=2, weight_decay=0.5),
+        validation=ValidationOptions(every_steps=1, batches=1),
+        checkpoints=CheckpointOptions(every_steps=1, keep_last=5),
+    )
+
+    class Decay(Callbacks):
+        def after_step(self, job: PretrainingJob, metrics: StepMetrics) -> None:
+            self.seen = [group["weight_decay"] for group in job.optimizer.param_groups]
+
+    callbacks = Decay()
+    pretrain(changed, resume="auto", callbacks=callbacks)
+    assert column(resumed.output, "learning_rate")[STEPS:] == [5e-3, 5e-3]
+    assert callbacks.seen == [0.5]
+    names = sorted(path.name for path in Path(resumed.output, "checkpoints").glob("step-*"))
+    assert names[-2:] == ["step-00000007", "step-00000008"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed: 0 in the checkpoint, 1 here"),
+        ({"batch": BatchOptions(global_size=8)}, r"batch\.global_size: 4 in the checkpoint, 8 here"),
+        ({"max_steps": 5}, "max_steps must be at least the 6 steps that .* has done, but is 5"),
+    ],
+)
+def test_what_may_not_change(resumed: PretrainConfig, changes: dict[str, Any], message: str) -> None:
+    before = records(resumed.output)
+    with pytest.raises(ValueError, match=message):
+        pretrain(replace(resumed, **changes), resume="auto")
+    assert records(resumed.output) == before
+
+
+def test_other_samples_or_another_model_are_named(resumed: PretrainConfig) -> None:
+    data = replace(resumed.data, mask_share=0.3)
+    with pytest.raises(ValueError, match=r"data\.mask_share: None in the checkpoint, 0\.3 here"):
+        pretrain(replace(resumed, data=data), resume="auto")
+    model = replace(resumed.model, options={"num_layers": 3})
+    with pytest.raises(ValueError, match="`num_layers` is 2 in the checkpoint, 3 here"):
+        pretrain(replace(resumed, model=model), resume="auto")
+
+
+def test_a_finished_run_has_nothing_left_to_do(resumed: PretrainConfig) -> None:
+    before = records(resumed.output)
+    result = pretrain(resumed, resume="auto")
+    assert records(resumed.output) == before
+    assert [validation.step for validation in result.validations] == [3, 6]
+    assert read_status(Path(resumed.output))["state"] == "finished"
+
+
+class Broken(Callbacks):
+    def after_step(self, job: PretrainingJob, metrics: StepMetrics) -> None:
+        raise RuntimeError("power failure")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(base: PretrainConfig, tmp_path: Path) -> None:
+    config = replace(base, output=str(tmp_path / "run"))
+    with pytest.raises(RuntimeError, match="power failure"):
+        pretrain(config, callbacks=Broken())
+    with pytest.raises(ValueError, match="is not empty"):
+        pretrain(config)
+    pretrain(config, resume="auto")
+    assert column(config.output, "step") == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_a_run_tells(short: Path) -> None:
+    steps, validations, status = records(short), records(short, "validation"), read_status(short)
+    for record in steps:
+        assert record["perplexity"] == pytest.approx(math.exp(record["loss"]))
+        assert record["tflops"] * 1e12 * record["seconds"] > 6 * record["tokens"] * 2000  # parameters of the blocks
+        assert "peak_share" not in record  # of a CPU
+    assert steps[-1]["memory_gib"] >= steps[0]["memory_gib"] > 0.05
+    assert status["summary"]["predicted_memory_gib"] is None
+    result = status["result"]
+    assert result["tokens"] == sum(record["tokens"] for record in steps)
+    assert result["memory_gib"] == steps[-1]["memory_gib"]
+    assert result["final_loss"] == validations[-1]["loss"]
+    assert result["perplexity"] == pytest.approx(math.exp(validations[-1]["loss"]))
+
+
+def test_prediction_of_a_gpu_holds_weights_gradients_and_states(base: PretrainConfig, tmp_path: Path) -> None:
+    job = prepare_pretraining(replace(base, output=str(tmp_path / "run")))
+    with job.data:
+        objective = job.callbacks.make_objective(job.model.config, job.tokenizer, base.data.objective_options)
+        found = predicted_peak(base, type(job.model), job.model.config, objective) * 2**30
+    numel = sum(weight.numel() for weight in job.model.parameters())
+    assert 16 * numel < found - 64 * 2**20 < 200 * numel  # beside what matrix libraries take
+
+
+class Changed(Callbacks):
+    """Twice the loss, half the learning rate, and a list of what happened."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int]] = []
+
+    def make_optimizer(self, model: BaseModel, options: OptimizerOptions) -> AdamOptimizer:
+        return super().make_optimizer(model, replace(options, beta2=0.5))
+
+    def summed_loss(self, model: BaseModel, batch: MicroBatch) -> Tensor:
+        return 2 * super().summed_loss(model, batch)
+
+    def after_step(self, job: PretrainingJob, metrics: StepMetrics) -> None:
+        assert metrics.step == job.step
+        assert job.optimizer.param_groups[0]["betas"][1] == 0.5
+        self.events.append(("step", job.step))
+
+    def after_validation(self, job: PretrainingJob, metrics: ValidationMetrics) -> None:
+        assert not job.model.training
+        self.events.append(("validation", metrics.step))
+
+    def after_checkpoint(self, job: PretrainingJob, path: Path) -> None:
+        assert (path / "manifest.json").is_file()
+        self.events.append(("checkpoint", int(path.name.removeprefix("step-"))))
+
+
+def test_callbacks(base: PretrainConfig, short: Path, tmp_path: Path) -> None:
+    callbacks = Changed()
+    pretrain(replace(base, output=str(tmp_path / "run")), callbacks=callbacks)
+    assert column(tmp_path / "run", "loss")[0] == pytest.approx(2 * column(short, "loss")[0])
+    steps = [("step", number) for number in range(1, STEPS + 1)]
+    first, second = ([("validation", step), ("checkpoint", step)] for step in (3, 6))
+    # The first checkpoint is told before the second one is written.
+    assert callbacks.events == [*steps[:3], first[0], *steps[3:], second[0], first[1], second[1]]
+
+
+def test_a_learning_rate_that_explodes_stops_the_run(base: PretrainConfig, tmp_path: Path) -> None:
+    config = replace(
+        base,
+        output=str(tmp_path / "run"),
+        max_steps=100,
+        optimizer=OptimizerOptions(learning_rate=1.0, schedule="constant", warmup_steps=1),
+        watch=WatchOptions(patience=3),
+    )
+    with pytest.raises(TrainingStoppedError, match=r"watch\.divergence.*Lower optimizer\.learning_rate \(now 1\)"):
+        pretrain(config)
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert list((tmp_path / "run" / "anomalies").glob("step-*.json"))
+
+
+def test_disks_that_are_too_small(base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(base, output=str(tmp_path / "run"))
+
+    def warning(free: int) -> str | None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        job = prepare_pretraining(config)
+        job.data.close()
+        return job.warning
+
+    assert warning(10**9) is None
+    assert "there will be up to 5 (checkpoints.keep_last, keep_best)" in str(warning(200_000))
+    with pytest.raises(ValueError, match=r"no space for checkpoints: a checkpoint takes .* kB, and 50\.0 kB are free"):
+        warning(50_000)
+    assert not Path(config.output).exists()
+
+
+def test_a_missing_wandb_is_named_before_anything_begins(
+    base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = replace(base, output=str(tmp_path / "run"), wandb=WandbOptions(mode="offline"))
+    with pytest.raises(ImportError, match='extra "wandb"'):
+        pretrain(config)
+    assert not Path(config.output).exists()
+
+
+@pytest.fixture
+def bad_corpus(base: PretrainConfig, tmp_path: Path) -> PretrainConfig:
+    """A corpus with an id that the model does not have."""
+    with make_builder(tmp_path / "train_1", dtype=np.uint16) as builder:
+        for _ in range(9):
+            builder.add_item(np.array([5, 6, 99, 7]))
+            builder.end_document()
+    return replace(base, output=str(tmp_path / "run"), data=replace(base.data, path=str(tmp_path)))
+
+
+def failure(capsys: pytest.CaptureFixture[str], config: PretrainConfig, *options: str) -> str:
+    """The message of the command on its way out with code 2."""
+    file = Path(config.output).with_suffix(".yaml")
+    file.write_text(config.to_yaml())
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "--config", str(file), *options])
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_samples_outside_the_vocabulary(bad_corpus: PretrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    error = failure(capsys, bad_corpus)
+    assert "holds the id 99, but the ids of the model and its tokenizer are 0 to 16" in error
+    assert error.startswith("model-center pretrain: error: step 0: ")
+
+
+def test_another_tokenizers_corpus(base: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    provenance = {"tokenizer": {"name": "old", "fingerprint": "f" * 64}}
+    with make_builder(tmp_path / "train_1", dtype=np.uint16, provenance=provenance) as builder:
+        builder.add_item(np.array([5, 6, 7]))
+        builder.end_document()
+    config = replace(base, output=str(tmp_path / "run"), data=replace(base.data, path=str(tmp_path)))
+    assert "must be the one that made" in failure(capsys, config)
+    assert not Path(config.output).exists()
+
+
+def test_a_vocabulary_larger_than_the_embedding(
+    base: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(base, output=str(tmp_path / "run"))
+    assert len(load_tokenizer(base.data.tokenizer)) == 17
+    message = "`vocab_size` of the model must be at least that of the tokenizer"
+    assert message in failure(capsys, config, "--model.options.vocab_size", "16")
+    assert not Path(config.output).exists()
+
+
+def test_misspelt_options_of_the_model(
+    base: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(base, output=str(tmp_path / "run"), model=replace(base.model, options={"num_layrs": 3}))
+    error = failure(capsys, config)
+    assert "num_layrs" in error
+    assert "num_layers" in error
