@@ -80,16 +80,25 @@ class EngineOptions:
     zero_level: Literal[2, 3] = 3
     """With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its forward to its
     backward pass."""
+    compile: bool = False
+    """Compile the model's blocks, which takes a minute or two in the beginning and makes steps faster."""
+    deterministic: bool = False
+    """Compute the same bits whenever the run is repeated on the same machine, which may take longer."""
 
     def __post_init__(self) -> None:
         if self.name is not None:
             require_choice("engine.name", self.name, EngineName)
         require(self.zero_level in (2, 3), "engine.zero_level", "2 or 3", self.zero_level)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `model_center.engine.init_distributed`."""
+        return {"engine" if name == "name" else name: value for name, value in asdict(self).items()}
+
 
 @dataclass(kw_only=True)
 class WandbOptions:
-    """Whether metrics go to Weights & Biases, too, for which the package wandb must be installed."""
+    """Whether metrics go to Weights & Biases, too, with the package wandb, the extra of that name."""
 
     mode: WandbMode = "disabled"
     """online sends them as they come, offline keeps them in the run directory until wandb sync sends them."""
