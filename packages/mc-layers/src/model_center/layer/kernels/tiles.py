@@ -119,14 +119,25 @@ def weights_of(scores, offset):
 
 
 @triton.jit
+def mix(x):
+    """Scramble 32-bit numbers, one to one, so that each bit of `x` changes each bit of the result about half the time.
+
+    Source: C. Wellons, hash-prospector (lowbias32).
+    """
+    x = x.to(tl.uint32)
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
 def keep(seed, head, q, k, dropout_p):
     """Say which probabilities dropout keeps, by nothing but sequence and head, query and key.
 
-    Philox draws a number for each query and each key; a multiplicative hash of both decides. Philox for each element
-    would take longer than the matrix products.
+    Each query and each key has a number of its own, and a hash of both decides. A generator such as Philox would take
+    longer than the matrix products: each thread holds many keys.
     """
-    x = tl.randint(seed, q * 2 + head * 0x20000) ^ tl.randint(seed, k * 2 + 1 + head * 0x20000)
-    x = x.to(tl.uint32, bitcast=True)
-    x = (x ^ (x >> 16)) * 0x7FEB352D
+    of_head = mix(seed.to(tl.uint32) ^ mix(head * 2 + 1))
+    x = mix(of_head ^ (q * 2).to(tl.uint32)) ^ mix(of_head ^ (k * 2 + 1).to(tl.uint32))
     x = (x ^ (x >> 15)) * 0x846CA68B
-    return (x >> 8).to(tl.float32) >= dropout_p * 16777216.0
+    return x >= tl.cast(dropout_p * 4294967296.0, tl.uint32)
