@@ -6,6 +6,7 @@ from math import inf, isnan
 
 from torch import Tensor
 
+from model_center.model.operations import PadRows
 from model_center.model.rules import Row, expand
 
 from .stored_models import StoredModel
@@ -116,8 +117,10 @@ def check_weights(ours: StoredModel, theirs: StoredModel, measure: Measure) -> C
     """How far the weights are from each other, two at a time."""
     found = []
     for name, source in theirs.weights.sources.items():
-        here, there = ours.weights[name], theirs.weights[name]
-        found.append(Difference(name, source, _relative(here.double(), there.double())))
+        # Rows that only fill up our vocabulary are not stored there, and mean nothing.
+        padding = sum(each.rows for each in theirs.weights.rows[name].operations if isinstance(each, PadRows))
+        here, there = (stored.weights[name].double() for stored in (ours, theirs))
+        found.append(Difference(name, source, _relative(*(each[: len(each) - padding] for each in (here, there)))))
     types = [next(iter(stored.weights.values())).dtype for stored in (ours, theirs)]
     note = f"stored in {types[0]} here, {types[1]} there: differences of its rounding are to be expected"
     return measure.check("weights", found, notes=[note.replace("torch.", "")] if types[0] != types[1] else [])
