@@ -185,10 +185,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "recomputed": {"use_checkpoint": True},
     "zero 2": {"zero_level": 2},
+    "compiled": {"compile": True},
 }
 # Each setting with the scenarios that it could make a difference to.
 PAIRS = [("plain", name) for name in SCENARIOS]
 PAIRS += [(setting, name) for setting in ("recomputed", "zero 2") for name in ("fp16", "evaluate")]
+PAIRS += [("compiled", "evaluate")]
 
 
 def check_collectives() -> None:
@@ -357,6 +359,7 @@ def held_part(shards: dict[tuple[int, str], Shard], index: int, name: str, part:
 
 
 def main(folder: Path) -> None:
+    torch.compile = partial(torch.compile, backend="aot_eager")  # without the minutes of a C++ compiler
     bmt.init_distributed(seed=0)
     found: dict[str, Any] = {"engine": bmt.current_engine().name, "world_size": bmt.world_size()}
     for check in (check_collectives, check_overflow, check_strayed_processes, check_shards):
@@ -368,7 +371,8 @@ def main(folder: Path) -> None:
     found["partitions"] = train_partitions()
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        model = build(dtype)
+        with bmt.uninitialized():
+            model = build(dtype)
         bmt.load(model, folder / f"one {name}" / "model.pt")
         found[f"loaded {name}"] = state_of(model)
         found[f"resumed {name}"] = train(dtype=dtype, load_from=folder / f"one {name}", save_to=folder / f"two {name}")

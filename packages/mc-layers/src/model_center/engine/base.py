@@ -28,6 +28,8 @@ class Engine(ABC):
         rank: Number of this process, from 0.
         world_size: Number of processes.
         use_checkpoint: Whether blocks recompute their activations in backward.
+        compiles: Whether blocks are compiled.
+        deterministic: Whether what runs under `use_engine` repeats bit by bit.
         gradient_divisor: What a loss is divided by so that the gradients of all processes average: 1 where the engine
             itself averages them, `world_size` where it sums them.
     """
@@ -37,6 +39,8 @@ class Engine(ABC):
     rank: int = 0
     world_size: int = 1
     use_checkpoint: bool = False
+    compiles: bool = False
+    deterministic: bool = False
     gradient_divisor: float = 1
 
     @property
@@ -86,7 +90,7 @@ class Engine(ABC):
 
     @abstractmethod
     def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Prepares one block of a model: the unit of recomputation and, with several processes, of sharding.
+        """Prepares one block of a model: the unit of recomputation, compilation and, with several processes, sharding.
 
         The result is called as `module` is, with positional arguments only; parameter names, attributes and buffers are
         reached through it as through `module`. A block that is already prepared comes back unchanged.

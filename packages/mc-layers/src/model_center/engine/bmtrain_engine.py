@@ -16,8 +16,10 @@ from bmtrain.block_layer import Block
 from bmtrain.global_var import config as bmtrain_config
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
+from model_center.engine.compilation import check_compiler
 from model_center.engine.initializer import Initializer, fills_parameters
 from model_center.engine.launch import report_failures
+from model_center.engine.recompute import as_block
 from model_center.engine.tensors import local_norm
 
 _ZERO_LEVELS = (2, 3)
@@ -34,14 +36,25 @@ class BMTrainEngine(Engine):
         use_checkpoint: Whether blocks recompute their activations in backward; by default they do.
         zero_level: 3 shards a block's parameters between its uses, 2 keeps them from its forward to its backward pass,
             which saves one gathering for more memory.
+        compile: Whether blocks are compiled.
+        deterministic: Whether what runs under `use_engine` repeats bit by bit.
 
     Raises:
-        ValueError: If there is no CUDA device, or `zero_level` is neither 2 nor 3.
+        ValueError: If there is no CUDA device, `zero_level` is neither 2 nor 3, or `compile` is asked for where there
+            is no compiler.
     """
 
     name = "bmtrain"
 
-    def __init__(self, seed: int = 0, use_checkpoint: bool | None = None, zero_level: int = 3) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        use_checkpoint: bool | None = None,
+        zero_level: int = 3,
+        *,
+        compile: bool = False,
+        deterministic: bool = False,
+    ) -> None:
         if zero_level not in _ZERO_LEVELS:
             raise ValueError(f"`zero_level` must be 2 or 3, but is {zero_level}")
         if not torch.cuda.is_available():
@@ -54,6 +67,9 @@ class BMTrainEngine(Engine):
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.use_checkpoint = True if use_checkpoint is None else use_checkpoint
         self.zero_level = zero_level
+        self.compiles, self.deterministic = compile, deterministic
+        if compile:
+            check_compiler(self.device)
 
     def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
         """A subclass of `cls` whose parameters are gathered when they are read outside a block."""
@@ -85,7 +101,8 @@ class BMTrainEngine(Engine):
             raise ValueError(
                 "`int8` must be False under BMTrain, whose blocks have no 8-bit weights; use the torch engine"
             )
-        return _TransparentBlock(module, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
+        inner = as_block(module, recompute=False, compiles=self.compiles)  # BMTrain's block recomputes by itself
+        return _TransparentBlock(inner, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
 
     def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
         """Blocks that know their neighbours, so that one's gradients are scattered while the next are computed."""
@@ -232,7 +249,17 @@ class _TransparentBlock(Block):  # type: ignore[misc]
     def forward(self, *args: Any) -> Any:
         """Runs the inner module on positional arguments."""
         self._forget_cleared_gradients()
-        return super().forward(*args)
+        outputs = super().forward(*args)
+        for output in (outputs,) if isinstance(outputs, torch.Tensor) else outputs:
+            if isinstance(output, torch.Tensor) and output.requires_grad:
+                # Runs before BMTrain's own backward: gradients may have been cleared after this forward pass.
+                output.register_hook(lambda _: self._forget_cleared_gradients())
+        return outputs
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Gathers whole parameters, which gives parameters the gradient of their block again."""
+        self._forget_cleared_gradients()
+        return super().state_dict(*args, **kwargs)
 
     def _forget_cleared_gradients(self) -> None:
         """Drops the block's own gradient once `zero_grad` has set those of its parameters to None.

@@ -4,13 +4,14 @@ import os
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
 from model_center.engine.base import Engine
+from model_center.engine.determinism import deterministic_algorithms
 from model_center.engine.launch import Place, launched_size
 from model_center.engine.torch_engine import TorchEngine
 
@@ -24,6 +25,7 @@ ENGINE_VARIABLE = "MODEL_CENTER_ENGINE"
 _current: Engine | None = None  # in use
 _chosen: Engine | None = None  # by `init_distributed`
 _default: Engine | None = None  # where nothing was chosen
+_settings = ExitStack()  # of the process, that the chosen engine has changed
 
 
 def current_engine() -> Engine:
@@ -55,19 +57,25 @@ def _default_engine() -> Engine:
                 f"init_distributed() must be called before anything else of this package: this is one of {size} "
                 "processes (`WORLD_SIZE`), which would each train a copy of their own"
             )
-        _default = _bmtrain_engine(0, None, 3) if name == "bmtrain" else TorchEngine()
+        _default = _bmtrain_engine(seed=0) if name == "bmtrain" else TorchEngine()
     return _default
 
 
 @contextmanager
 def use_engine(engine: EngineT) -> Iterator[EngineT]:
-    """Runs a block of code under `engine`: layers constructed in it belong to that engine."""
+    """Runs a block of code under `engine`: layers constructed in it belong to that engine.
+
+    The process's settings for a deterministic engine are in force in it, and restored at its end.
+    """
     global _current  # noqa: PLW0603
-    previous, _current = _current, engine
-    try:
-        yield engine
-    finally:
-        _current = previous
+    with ExitStack() as settings:
+        if engine.deterministic:
+            settings.enter_context(deterministic_algorithms(compiles=engine.compiles))
+        previous, _current = _current, engine
+        try:
+            yield engine
+        finally:
+            _current = previous
 
 
 def init_distributed(
@@ -76,6 +84,8 @@ def init_distributed(
     engine: EngineName | None = None,
     use_checkpoint: bool | None = None,
     zero_level: Literal[2, 3] = 3,
+    compile: bool = False,
+    deterministic: bool = False,
 ) -> None:
     """Starts the engine. Call it once, before anything else of this package.
 
@@ -91,10 +101,15 @@ def init_distributed(
             more computation; by default on CUDA only.
         zero_level: With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its
             forward to its backward pass, which saves one gathering for more memory.
+        compile: Whether blocks are compiled, which takes a minute or two in the beginning and makes steps faster.
+            Blocks of one kind share what is compiled, and it is compiled twice at most while nothing but lengths
+            change. A call with a cache is not compiled.
+        deterministic: Whether the same script on the same machine computes the same bits in every run, until
+            `init_distributed` is called again. An operation that has no such form raises a RuntimeError that names it.
 
     Raises:
         ValueError: If an argument is out of range, the engine cannot run here, another one already runs in this
-            process, or the processes do not find each other.
+            process, the processes do not find each other, or there is nothing here to compile with.
     """
     global _current, _chosen  # noqa: PLW0603
     if not 0 <= seed < 2**32:
@@ -107,26 +122,30 @@ def init_distributed(
         raise ValueError(f"`{source}` must be 'bmtrain', which already runs in this process, but is 'torch'")
     if name == "bmtrain" and _chosen is not None and _chosen.name == "torch" and _chosen.world_size > 1:
         raise ValueError(f"`{source}` must be 'torch', which already runs in this process, but is 'bmtrain'")
+    options: dict[str, Any] = {"use_checkpoint": use_checkpoint, "compile": compile, "deterministic": deterministic}
     if name == "bmtrain":
-        started = _bmtrain_engine(seed, use_checkpoint, zero_level)
+        started = _bmtrain_engine(seed=seed, zero_level=zero_level, **options)
     else:
-        started = _torch_engine(use_checkpoint, zero_level)
+        started = _torch_engine(zero_level, **options)
     if started.device.type == "cuda":
         torch.cuda.set_device(started.device)
+    _settings.close()
+    if deterministic:
+        _settings.enter_context(deterministic_algorithms(compiles=compile))
     _seed(seed)
     _current = _chosen = started
 
 
-def _torch_engine(use_checkpoint: bool | None, zero_level: int) -> Engine:
+def _torch_engine(zero_level: int, **options: Any) -> Engine:
     if launched_size(os.environ) == 1:
-        return TorchEngine(use_checkpoint=use_checkpoint)
+        return TorchEngine(**options)
     # Imported for several processes only: PyTorch's distributed tensors take a second to import.
     from model_center.engine.fsdp_engine import FSDPEngine
 
-    return FSDPEngine(Place.of_environment(os.environ), use_checkpoint=use_checkpoint, zero_level=zero_level)
+    return FSDPEngine(Place.of_environment(os.environ), zero_level=zero_level, **options)
 
 
-def _bmtrain_engine(seed: int, use_checkpoint: bool | None, zero_level: int) -> Engine:
+def _bmtrain_engine(**options: Any) -> Engine:
     if find_spec("bmtrain") is None:
         raise ValueError(
             "the engine 'bmtrain' needs the package bmtrain, which is not installed: install mc-layers with its extra "
@@ -136,7 +155,7 @@ def _bmtrain_engine(seed: int, use_checkpoint: bool | None, zero_level: int) -> 
         raise ValueError("the engine 'bmtrain' needs a GPU, but PyTorch finds none here; use the engine 'torch'")
     from model_center.engine.bmtrain_engine import BMTrainEngine
 
-    return BMTrainEngine(seed=seed, use_checkpoint=use_checkpoint, zero_level=zero_level)
+    return BMTrainEngine(**options)
 
 
 def _bmtrain_runs() -> bool:

@@ -37,15 +37,26 @@ class FSDPEngine(TorchEngine):
         use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only.
         zero_level: 3 shards a block's parameters between its uses, 2 keeps them from its forward to its backward pass,
             which saves one gathering for more memory.
+        compile: Whether blocks are compiled.
+        deterministic: Whether what runs under `use_engine` repeats bit by bit.
 
     Raises:
-        ValueError: If `zero_level` is neither 2 nor 3, or the processes do not find each other.
+        ValueError: If `zero_level` is neither 2 nor 3, the processes do not find each other, or `compile` is asked for
+            where there is no compiler.
     """
 
-    def __init__(self, place: Place, use_checkpoint: bool | None = None, zero_level: int = 3) -> None:
+    def __init__(
+        self,
+        place: Place,
+        use_checkpoint: bool | None = None,
+        zero_level: int = 3,
+        *,
+        compile: bool = False,
+        deterministic: bool = False,
+    ) -> None:
         if zero_level not in _ZERO_LEVELS:
             raise ValueError(f"`zero_level` must be 2 or 3, but is {zero_level}")
-        super().__init__(device_of(place), use_checkpoint)
+        super().__init__(device_of(place), use_checkpoint, compile=compile, deterministic=deterministic)
         join(place, self.device)
         self.rank, self.world_size, self.zero_level = place.rank, place.world_size, zero_level
         self._mesh = init_device_mesh(self.device.type, (self.world_size,))

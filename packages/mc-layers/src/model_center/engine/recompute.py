@@ -1,43 +1,45 @@
-"""Recomputation of a block's activations in backward, without a wrapper around the block."""
+"""Blocks that recompute their activations in backward or are compiled, without a wrapper around them."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from model_center.engine.base import ModuleT
+from model_center.engine.compilation import compiled_forward, is_value
 
 
-class _CheckpointBlock(torch.nn.Module):
+class _Block(torch.nn.Module):
     """Mixed into the class of a block. Takes no keyword arguments, because BMTrain's blocks drop them unsaid."""
 
     recompute: bool
+    compiled: Callable[..., Any] | None
 
     def forward(self, *args: Any) -> Any:
         """Runs the block's own forward."""
+        run = super().forward if self.compiled is None or not all(map(is_value, args)) else self.compiled
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(super().forward, *args, use_reentrant=False)
-        return super().forward(*args)
+            return checkpoint(run, *args, use_reentrant=False)
+        return run(*args)
 
 
-def as_checkpoint_block(module: ModuleT, recompute: bool) -> ModuleT:
-    """Changes the class of `module` to one whose forward recomputes its activations in backward.
+def as_block(module: ModuleT, *, recompute: bool, compiles: bool) -> ModuleT:
+    """Changes the class of `module` to one whose forward is compiled, and recomputes its activations in backward.
 
     A changed class, rather than a wrapper or a replaced bound method, survives copying, leaves names alone, and
     composes with `fully_shard` (which does the same) and `Module.compile`.
     """
-    if not isinstance(module, _CheckpointBlock):
+    if not isinstance(module, _Block):
         block: Any = module
-        block.__class__ = _block_class(type(module))
+        own_class: Any = type(module)
+        block.__class__ = _block_class(own_class, compiles)
         block.recompute = recompute
     return module
 
 
-_block_classes: dict[type[torch.nn.Module], type[torch.nn.Module]] = {}
-
-
-def _block_class(cls: type[torch.nn.Module]) -> type[torch.nn.Module]:
-    if cls not in _block_classes:
-        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        _block_classes[cls] = type(cls.__name__, (_CheckpointBlock, cls), names)
-    return _block_classes[cls]
+@cache
+def _block_class(cls: type[torch.nn.Module], compiles: bool) -> type[torch.nn.Module]:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (_Block, cls), {**names, "compiled": compiled_forward(cls) if compiles else None})

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
+from model_center.engine.compilation import check_compiler
 from model_center.engine.initializer import Initializer, fills_parameters
-from model_center.engine.recompute import as_checkpoint_block
+from model_center.engine.recompute import as_block
 from model_center.engine.tensors import local_norm
 
 
@@ -31,13 +32,28 @@ class TorchEngine(Engine):
     Args:
         device: Where to run; by default the CUDA device of number `LOCAL_RANK` (or 0) if there is CUDA, else the CPU.
         use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only.
+        compile: Whether blocks are compiled.
+        deterministic: Whether what runs under `use_engine` repeats bit by bit.
+
+    Raises:
+        ValueError: If `compile` is asked for where there is no compiler.
     """
 
     name = "torch"
 
-    def __init__(self, device: torch.device | None = None, use_checkpoint: bool | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device | None = None,
+        use_checkpoint: bool | None = None,
+        *,
+        compile: bool = False,
+        deterministic: bool = False,
+    ) -> None:
         self.device = _default_device() if device is None else device
         self.use_checkpoint = self.device.type == "cuda" if use_checkpoint is None else use_checkpoint
+        self.compiles, self.deterministic = compile, deterministic
+        if compile:
+            check_compiler(self.device)
 
     def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
         """`cls` itself."""
@@ -58,8 +74,8 @@ class TorchEngine(Engine):
                 parameter.initializer(parameter)
 
     def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
-        """`module` itself, which from now on recomputes its activations in backward if `use_checkpoint` says so."""
-        return as_checkpoint_block(module, self.use_checkpoint)
+        """`module` itself, which from now on is compiled and recomputes its activations, if the settings say so."""
+        return as_block(module, recompute=self.use_checkpoint, compiles=self.compiles)
 
     def all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> torch.Tensor:  # noqa: ARG002
         """`tensor` itself."""
