@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_center import engine as bmt
 from model_center.engine import TorchEngine, use_engine
@@ -68,6 +69,40 @@ def test_float32_is_bit_equal_to_torchs_adamw(
         optimizer.step()
         reference.step()
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+class LargestCopy(TorchDispatchMode):
+    """Remembers the sizes of new floating-point tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if "_to_copy" in str(function) or "clone" in str(function) or "div." in str(function):
+            self.sizes += [tensor.numel() for tensor in torch.utils._pytree.tree_leaves(result)]
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_copied_a_piece_at_a_time_and_stay(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, gradient = torch.randn(1000, 8).to(dtype), torch.randn(1000, 8).to(dtype)
+    weights = []
+    for elements in (2**24, 100):
+        monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", elements)
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = AdamOptimizer([parameter], **OPTIONS)
+        for _ in range(3):
+            parameter.grad = gradient.clone()
+            with LargestCopy() as copies:
+                optimizer.step(scale=4.0)
+            assert torch.equal(parameter.grad, gradient)
+        assert 90 < max(copies.sizes) <= elements
+        assert sum(copies.sizes) < 1.2 * gradient.numel()  # one copy, and the counts of steps
+        assert optimizer.state[parameter]["step"].item() == 3
+        weights.append(parameter.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer_class", OPTIMIZERS)

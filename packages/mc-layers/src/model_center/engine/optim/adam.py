@@ -1,7 +1,7 @@
 """Adam with decoupled weight decay for parameters of any floating-point type."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -14,8 +14,8 @@ from model_center.engine.optim.loss_scale import LossScaler
 from model_center.engine.tensors import group_by_kind
 
 INITIAL_LOSS_SCALE = 65536.0
-# Parameters are updated in buckets of about this many elements, so that temporary float32 gradients take little memory
-# and transfers to the host overlap with updates there.
+# Parameters are updated in buckets of about this many elements, larger ones piece by piece, so that temporary float32
+# gradients take little memory and transfers to the host overlap with updates there.
 BUCKET_ELEMENTS = 2**24
 
 # Of each parameter group; what PyTorch adds by itself is not ours to ask for.
@@ -267,16 +267,33 @@ class AdamOptimizer(torch.optim.Optimizer):
         states: list[State] = [self.state[parameter] for parameter in bucket]
         local = current_engine().local
         targets = [state.get("master", local(parameter)) for state, parameter in zip(states, bucket, strict=True)]
-        gradients = [gradient.to(target.dtype) for gradient, target in zip(gradients, targets, strict=True)]
+        steps = [state["step"] for state in states]
+        operands = [targets, gradients, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))]
+        *pieces, last = _pieces(operands)
+        for piece in pieces:
+            self._update_piece(group, piece, [step.clone() for step in steps], scale)
+        self._update_piece(group, last, steps, scale)
+        with_masters = [index for index, state in enumerate(states) if "master" in state]
+        self._publish([bucket[index] for index in with_masters], [targets[index] for index in with_masters])
+
+    def _update_piece(
+        self, group: dict[str, Any], operands: Sequence[list[torch.Tensor]], steps: list[torch.Tensor], scale: float
+    ) -> None:
+        """Updates targets, given their gradients and moments; `steps` are counted up."""
+        targets, gradients, exp_avgs, exp_avg_sqs = operands
+        # What is divided is a copy, and it is the only one.
+        converted = [
+            gradient.to(target.dtype, copy=scale != 1) for gradient, target in zip(gradients, targets, strict=True)
+        ]
         if scale != 1:
-            gradients = list(torch._foreach_div(gradients, scale))
+            torch._foreach_div_(converted, scale)
         adamw(
             targets,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            converted,
+            exp_avgs,
+            exp_avg_sqs,
             [],
-            [state["step"] for state in states],
+            steps,
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -286,8 +303,6 @@ class AdamOptimizer(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-        with_masters = [index for index, state in enumerate(states) if "master" in state]
-        self._publish([bucket[index] for index in with_masters], [targets[index] for index in with_masters])
 
     def _new_state(self, parameter: torch.nn.Parameter) -> State:
         device = self._state_device(parameter)
@@ -334,6 +349,15 @@ def buckets_of(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
         elements += held
     if bucket:
         yield bucket
+
+
+def _pieces(operands: Sequence[list[torch.Tensor]]) -> list[Sequence[list[torch.Tensor]]]:
+    """Those of a bucket in one piece, but for a single parameter that is larger than buckets are: it comes in rows."""
+    first = operands[0][0]
+    if first.numel() <= BUCKET_ELEMENTS:
+        return [operands]
+    rows = max(1, BUCKET_ELEMENTS * len(first) // first.numel())
+    return [[[part] for part in parts] for parts in zip(*(tensor.split(rows) for (tensor,) in operands), strict=True)]
 
 
 def local_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
