@@ -30,7 +30,13 @@ class Ours:
     """A public model under a public engine."""
 
     def __init__(self, workload: Workload, setting: Setting) -> None:
-        bmt.init_distributed(seed=0, engine=setting.engine, use_checkpoint=setting.recomputed)
+        bmt.init_distributed(
+            seed=0,
+            engine=setting.engine,
+            use_checkpoint=setting.recomputed,
+            compile=setting.compiled,
+            deterministic=setting.deterministic,
+        )
         self.family = workload.family
         self.config = workload.config(getattr(torch, setting.dtype))
         self.module: Any = families[workload.family](self.config)

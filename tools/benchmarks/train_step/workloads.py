@@ -48,7 +48,7 @@ class Workload:
 
 
 _SPREADS = ("emb_init_std", "pos_init_std", "proj_init_std", "att_init_std", "ffn_init_std")
-_COMPARED = ("ours", "ours-recomputed", "ours-bmtrain", "transformers", "transformers-compiled")
+_COMPARED = ("ours", "ours-compiled", "ours-recomputed", "ours-bmtrain", "transformers", "transformers-compiled")
 _BERT = Workload(
     family="bert",
     preset="bert-large-uncased",
@@ -58,6 +58,16 @@ _BERT = Workload(
     settings=_COMPARED,
     target="at least 500 samples/s in 25 GiB; lean at least 320 in 8 GiB",
 )
+_T5 = Workload(
+    family="t5",
+    preset="t5-3b",
+    options={"tied": True},
+    batch=16,
+    length=512,
+    target_length=512,
+    settings=("ours", "ours-compiled", "ours-recomputed", "transformers", "transformers-recomputed"),
+    target="at least 45 samples/s in 60 GiB",
+)
 WORKLOADS = {
     "bert-large": _BERT,
     "bert-large-padded": replace(_BERT, padding=0.5, target="at least 1.8 times Transformers' samples/s"),
@@ -66,34 +76,22 @@ WORKLOADS = {
         preset="gpt2-xl",
         batch=16,
         length=1024,
-        settings=("ours", "ours-recomputed", "transformers-compiled"),
+        settings=("ours", "ours-compiled", "ours-recomputed", "transformers-compiled"),
         target="at least 55,000 tokens/s in 60 GiB",
     ),
-    "t5-3b": Workload(
-        family="t5",
-        preset="t5-3b",
-        options={"tied": True},
-        batch=16,
-        length=512,
-        target_length=512,
-        settings=("ours", "ours-recomputed", "transformers", "transformers-recomputed"),
-        target="at least 45 samples/s in 60 GiB",
-    ),
+    "t5-3b": _T5,
     "cpm1": Workload(
         family="cpm1",
         preset="cpm1-large",
         batch=32,
         length=512,
-        settings=("ours", "ours-recomputed"),
+        settings=("ours", "ours-compiled", "ours-recomputed"),
         target="at least 60 samples/s",
     ),
-    "t5-11b": Workload(
-        family="t5",
+    "t5-11b": replace(
+        _T5,
         preset="t5-11b",
-        options={"tied": True},
         batch=32,
-        length=512,
-        target_length=512,
         settings=("ours-offloaded",),
         target="2 processes, cap of 39.4 GiB: at least 10 samples/s",
     ),
@@ -116,8 +114,9 @@ class Setting:
         side: our models, or those of Transformers.
         engine: of ours; Transformers in several processes runs FSDP2.
         attention: of Transformers.
-        compiled: whether Transformers' model is compiled; our engines do not compile yet.
+        compiled: whether our engine compiles blocks, or Transformers' whole model is compiled.
         recomputed: whether blocks recompute their activations in backward.
+        deterministic: whether our engine repeats runs bit by bit.
         offloaded: whether the optimizer's state is kept and updated by the host (ours).
         dtype: of our weights, beside float32 masters; with Transformers, that of autocast over float32 weights.
     """
@@ -127,6 +126,7 @@ class Setting:
     attention: Literal["sdpa", "eager"] = "sdpa"
     compiled: bool = False
     recomputed: bool = False
+    deterministic: bool = False
     offloaded: bool = False
     dtype: str = "bfloat16"
 
@@ -135,6 +135,8 @@ _THEIRS = Setting(side="transformers")
 SETTINGS = {
     "ours": Setting(),
     "ours-fp32": Setting(dtype="float32"),
+    "ours-compiled": Setting(compiled=True),
+    "ours-deterministic": Setting(deterministic=True),
     "ours-recomputed": Setting(recomputed=True),
     "ours-offloaded": Setting(recomputed=True, offloaded=True),
     "ours-bmtrain": Setting(engine="bmtrain"),
