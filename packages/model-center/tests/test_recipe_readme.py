@@ -32,6 +32,7 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_encoder(Path("my-encoder"), position_size=512)
     write_task(Path("my-data"), train=24, dev=8)
+    Path("my-text.txt").write_text("the sun is good\nis the river bad ?\n" * 40)
     # The quick start's own model and data take minutes; integration_tests runs them.
     monkeypatch.setattr("model_center.recipe.quickstart.minilm_path", lambda: Path("my-encoder"))
     monkeypatch.setattr("model_center.recipe.quickstart.sample_path", lambda: Path("my-data"))
@@ -48,7 +49,7 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             for command in example.splitlines():
                 run(command)
-    runs = ["quickstart", "boolq", "from-file", "seed-1", "boolq-again", "library"]
+    runs = ["quickstart", "boolq", "from-file", "seed-1", "boolq-again", "library", "my-text"]
     assert sorted(path.name for path in Path("runs").iterdir()) == sorted(runs)
     assert all(read_status(Path("runs") / name)["state"] == "finished" for name in runs)
     assert module.probabilities.shape == (1, 2)
