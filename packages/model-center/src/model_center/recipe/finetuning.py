@@ -139,10 +139,7 @@ def prepare(config: FinetuneConfig, *, overwrite: bool = False) -> Job:
     check_output(Path(config.output), overwrite=overwrite)
     task = load_task(config.data.task)
     max_answer_length = answer_length(task, config.data.max_answer_length)
-    options = config.engine
-    engine.init_distributed(
-        seed=config.seed, engine=options.name, use_checkpoint=options.use_checkpoint, zero_level=options.zero_level
-    )
+    engine.init_distributed(seed=config.seed, **config.engine.settings)
     dtype = PRECISIONS[config.model.precision]
     backbone = load_backbone(config.model.name, dtype=dtype, family=config.model.family)
     tokenizer = load_tokenizer(config.model.tokenizer or config.model.name)
