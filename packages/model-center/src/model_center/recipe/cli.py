@@ -93,7 +93,9 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 2 for what the user can mend, 130 when interrupted.
+    """Run the command and return its exit code.
+
+    That is 0, 1 for a difference that `verify` found, 2 for what the user can mend, 130 when interrupted.
 
     Args:
         arguments: the words after `model-center`; those of the process when not given.
