@@ -47,6 +47,7 @@ def test_loss_and_gradients(name: str, changes: dict[str, Any], rows: int, monke
     model, hidden, labels = case(name, changes, labelled=0.6)
     logits = model.logits(hidden)
     monkeypatch.setattr(output_projection, "PIECE_SCORES", rows * logits.shape[-1])
+    monkeypatch.setattr(output_projection, "_EXACT_SCORES", 3 * logits.shape[-1])
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     found = model.summed_loss(hidden, labels)
     assert found.dtype == torch.float64
@@ -69,6 +70,20 @@ def test_all_and_no_positions_are_labelled() -> None:
     labels[1:] = labels[0, 1:] = -100
     expected = F.cross_entropy(model.logits(hidden[0, :1]), labels[0, :1])
     torch.testing.assert_close(model.summed_loss(hidden, labels), expected)
+
+
+def test_going_back_twice_through_the_same_loss() -> None:
+    model, hidden, labels = case("gpt2", {}, labelled=0.6)
+    loss = model.summed_loss(hidden, labels)
+    once, twice = gradients(loss, model, hidden), gradients(loss, model, hidden)
+    kept = {name: gradient.clone() for name, gradient in once.items()}
+    for gradient in twice.values():
+        gradient.zero_()  # the first ones' memory is not theirs
+    again = gradients(loss, model, hidden)
+    for name, gradient in once.items():
+        assert torch.equal(gradient, kept[name])
+        assert gradient.any()
+        assert torch.equal(gradient, again[name])
 
 
 def test_scores_exist_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:

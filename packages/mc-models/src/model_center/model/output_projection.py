@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_center.engine.loss import FusedCrossEntropy
 from model_center.layer import Embedding, Linear
 
 IGNORED = -100
 """The label of positions that do not count."""
 PIECE_SCORES = 2**26
 """How many scores exist at a time (128 MiB in half precision, and as much for their gradient)."""
+_EXACT_SCORES = 2**22
+"""How many of them exist in float32 at a time: little enough for a CPU to use the same memory again and again."""
 _FP16_SCALE = 2.0**12  # probabilities below 6e-8 would be zero in a float16 gradient
 
 
@@ -57,9 +58,13 @@ class OutputProjection:
     def summed_loss(self, labels: Tensor) -> Tensor:
         """Cross entropy of states (rows, dim_model) and labels (rows,), all of which count, summed over the rows."""
         inputs = (self.states, self.weight, self.bias)
+        classes = len(self.weight)
+        # On a GPU this would make the host wait; there the indexing kernel itself fails.
+        if labels.device.type == "cpu" and len(wrong := labels[(labels < 0) | (labels >= classes)]):
+            raise ValueError(f"`labels` must be from 0 to {classes - 1} or {IGNORED}, but holds {int(wrong[0])}")
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
             return _summed_loss(*inputs, labels, self.padding_ids)
-        return _PieceByPiece(*inputs, self.padding_ids).loss(labels)
+        return _PieceByPiece(*inputs, self.padding_ids).loss_and_gradients(labels, (False, False, False))[0]
 
 
 def labelled(hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,43 +109,56 @@ class _PieceByPiece:
 
     def _pieces(self) -> Iterator[slice]:
         step = max(1, PIECE_SCORES // len(self.weight))
-        return (slice(start, start + step) for start in range(0, len(self.states), step))
+        return (slice(start, start + step) for start in range(0, max(1, len(self.states)), step))
 
     @property
-    def _exact(self) -> torch.dtype:
-        """What sums are computed in."""
-        return torch.promote_types(self.weight.dtype, torch.float32)
-
-    def loss(self, labels: Tensor) -> Tensor:
-        total = torch.zeros((), dtype=self._exact, device=self.states.device)
-        for rows in self._pieces():
-            scores = _scores(self.states[rows], self.weight, self.bias, self.padding_ids)
-            total += FusedCrossEntropy(reduction="sum")(scores, labels[rows])
-        return total
+    def scale(self) -> float:
+        """What the gradients are multiplied by."""
+        return _FP16_SCALE if self.weight.dtype is torch.float16 else 1.0
 
     def loss_and_gradients(self, labels: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and its gradients for states, weight and bias, in float32 at least, where they are wanted."""
-        total = torch.zeros((), dtype=self._exact, device=self.states.device)
-        gradients = [
-            torch.zeros_like(tensor, dtype=self._exact) if tensor is not None and needed else None
-            for tensor, needed in zip((self.states, self.weight, self.bias), wanted, strict=True)
-        ]
-        of_states, of_weight, of_bias = gradients
+        """The loss, and `scale` times its gradients for states, weight and bias where they are wanted.
+
+        All are of float32 at least. A gradient begins as the first piece's, because a large new tensor of zeros costs
+        a CPU more time than a sum.
+        """
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=self.states.device)
+        of_states = torch.empty_like(self.states, dtype=exact) if wanted[0] else None
+        of_weight: Tensor | None = None
+        of_bias: Tensor | None = None
         for rows in self._pieces():
             states = self.states[rows]
-            scores = _scores(states, self.weight, self.bias, self.padding_ids).requires_grad_()
-            scale = _FP16_SCALE if scores.dtype is torch.float16 else 1.0
-            with torch.enable_grad():
-                loss = FusedCrossEntropy(reduction="sum")(scores, labels[rows])
-            (of_scores,) = torch.autograd.grad(loss, scores, torch.full_like(loss, scale))
-            total += loss.detach()
+            scores = _scores(states, self.weight, self.bias, self.padding_ids)
+            total += _turn_into_gradient(scores, labels[rows], self.scale)
             if of_states is not None:
-                of_states[rows] = _product(of_scores, self.weight, self._exact).div_(scale)
-            if of_weight is not None:
-                of_weight.add_(_product(of_scores.t(), states, self._exact), alpha=1 / scale)
-            if of_bias is not None:
-                of_bias.add_(of_scores.sum(0, dtype=self._exact), alpha=1 / scale)
-        return total, gradients
+                of_states[rows] = _product(scores, self.weight, exact)
+            if wanted[1]:
+                of_weight = _sum(of_weight, _product(scores.t(), states, exact))
+            if wanted[2]:
+                of_bias = _sum(of_bias, scores.sum(0, dtype=exact))
+        return total, [of_states, of_weight, of_bias]
+
+
+def _turn_into_gradient(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Overwrites scores (rows, classes) with `scale` times the gradient of their summed cross entropy, and returns it.
+
+    The loss is of float32 at least.
+    """
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    total = torch.zeros((), dtype=exact, device=scores.device)
+    rows = max(1, _EXACT_SCORES // scores.shape[1])
+    for piece, label in zip(scores.split(rows), labels.long()[:, None].split(rows), strict=True):
+        logarithms = torch.log_softmax(piece, 1, dtype=exact)
+        at_label = logarithms.gather(1, label)
+        total -= at_label.sum()
+        gradient = logarithms.exp_().scatter_add_(1, label, torch.full_like(at_label, -1))
+        piece.copy_(gradient if scale == 1 else gradient.mul_(scale))
+    return total
+
+
+def _sum(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -159,20 +177,27 @@ class _SummedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, padding_ids: int
     ) -> Tensor:
+        ctx.save_for_backward(states, weight, bias, labels)
+        ctx.padding_ids = padding_ids
         pieces = _PieceByPiece(states, weight, bias, padding_ids)
-        total, gradients = pieces.loss_and_gradients(labels, ctx.needs_input_grad[:3])
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in (states, weight, bias)]
+        total, ctx.gradients = pieces.loss_and_gradients(labels, ctx.needs_input_grad[:3])
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = (
-            None if gradient is None else (gradient * upstream).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        states, weight, bias, labels = ctx.saved_tensors
+        pieces = _PieceByPiece(states, weight, bias, ctx.padding_ids)
+        # They become the parameters' own, so that nothing is copied; a second backward pass computes them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = pieces.loss_and_gradients(labels, ctx.needs_input_grad[:3])
+        factor = upstream / pieces.scale
+        own = (
+            None if gradient is None else gradient.mul_(factor).to(tensor.dtype)
+            for gradient, tensor in zip(gradients, (states, weight, bias), strict=True)
         )
-        return *gradients, None, None
+        return *own, None, None
 
 
 _summed_loss: Callable[..., Tensor] = _SummedLoss.apply
