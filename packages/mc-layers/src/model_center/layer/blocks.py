@@ -41,7 +41,9 @@ class _ResidualBlock(_ResidualOptions, Module):
         return (normed if self.post_layer_norm else hidden_states), normed
 
     def _merge(self, residual: Tensor, output: Tensor) -> Tensor:
-        return residual + F.dropout(output, self.dropout_p, self.training)
+        if self.training and self.dropout_p:
+            output = F.dropout(output, self.dropout_p)
+        return residual + output
 
 
 @dataclass(eq=False, repr=False)

@@ -105,6 +105,8 @@ class FeedForward(DropoutOptions, ScaleOptions, PrecisionOptions, Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, seq_len, dim_in) to (batch, seq_len, dim_out)."""
         check_last_dim("x", x, "dim_in", self.dim_in)
-        middle = F.dropout(self.w_in(x), self.dropout_p, self.training)
+        middle = self.w_in(x)
+        if self.training and self.dropout_p:
+            middle = F.dropout(middle, self.dropout_p)
         output: Tensor = self.w_out(middle)
         return output
