@@ -49,5 +49,8 @@ def clip_grad_norm(
     norm = engine.total_norm(gradients, order) / scale
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0)
     for group in group_by_kind([engine.local(gradient) for gradient in gradients]):
-        torch._foreach_mul_(group, factor.to(group[0].device))
+        # Multiplies by a float32 number on the device, whatever the gradients' type; `_foreach_mul_` would do that
+        # tensor by tensor.
+        found = torch.zeros(1, device=group[0].device)
+        torch._amp_foreach_non_finite_check_and_unscale_(group, found, factor.to(found.device))
     return norm
