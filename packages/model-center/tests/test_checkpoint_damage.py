@@ -10,18 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_training import assert_equal, contents, make_state, seed, train
+from checkpoint_training import assert_equal, contents, make_state, run_processes, seed, train
 
+from model_center import engine
 from model_center.model.safetensors_writer import SafetensorsWriter
+from model_center.recipe.agreement import from_all
 from model_center.recipe.checkpoint_files import Manifest
 from model_center.recipe.checkpoints import CheckpointStore, find_newest
 
 
 class FullDisk:
-    """Lets the call of a given number fail, of all calls that change the file system below a directory."""
+    """Lets the call of a given number fail, of all calls that change the file system below a directory.
 
-    def __init__(self, directory: Path, number: int, patch: pytest.MonkeyPatch) -> None:
-        self.directory, self.remaining, self.calls = directory, number, 0
+    Args:
+        directory: The directory.
+        number: Of the call, from 1.
+        patch: Undoes it.
+        stays_full: Whether all writes that follow fail as well.
+    """
+
+    def __init__(self, directory: Path, number: int, patch: pytest.MonkeyPatch, *, stays_full: bool = False) -> None:
+        self.directory, self.remaining, self.calls, self.stays_full = directory, number, 0, stays_full
         original = Path.open
 
         def opened(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
@@ -32,19 +41,19 @@ class FullDisk:
 
         patch.setattr(Path, "open", opened)
         for owner, name in ((Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "touch"), (os, "fsync")):
-            patch.setattr(owner, name, self.counted(getattr(owner, name)))
+            patch.setattr(owner, name, self.counted(getattr(owner, name), needs_room=name in ("mkdir", "touch")))
 
-    def counted(self, call: Any) -> Any:
+    def counted(self, call: Any, *, needs_room: bool) -> Any:
         def counting(*args: Any, **options: Any) -> Any:
-            self.count()
+            self.count(needs_room=needs_room)
             return call(*args, **options)
 
         return counting
 
-    def count(self) -> None:
+    def count(self, *, needs_room: bool = True) -> None:
         self.calls += 1
         self.remaining -= 1
-        if self.remaining == 0:
+        if self.remaining == 0 or (self.stays_full and needs_room and self.remaining < 0):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -72,8 +81,9 @@ def bytes_of(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.parametrize("stays_full", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_no_space_left_at_any_moment(tmp_path: Path, asynchronous: bool) -> None:
+def test_no_space_left_at_any_moment(tmp_path: Path, asynchronous: bool, stays_full: bool) -> None:
     directory = tmp_path / "checkpoints"
     state = make_state()
     store = CheckpointStore(directory, keep_last=1, keep_best=True, asynchronous=asynchronous)
@@ -85,9 +95,9 @@ def test_no_space_left_at_any_moment(tmp_path: Path, asynchronous: bool) -> None
     expected = contents(state)
     number, failures = 0, 0
     while True:
-        number += 4 if asynchronous else 1
+        number += 4 if asynchronous or stays_full else 1
         with pytest.MonkeyPatch.context() as patch:
-            disk = FullDisk(directory, number, patch)
+            disk = FullDisk(directory, number, patch, stays_full=stays_full)
             try:
                 store.save(state, step=3, config="x", score=0.3)
                 store.wait()
@@ -107,10 +117,51 @@ def test_no_space_left_at_any_moment(tmp_path: Path, asynchronous: bool) -> None
         else:
             assert left == before.keys()
             assert {name: bytes_of(directory / name) for name in before} == before
-    assert failures > (15 if asynchronous else 60)
+    assert failures > (15 if asynchronous or stays_full else 60)
     resumed = make_state()
     store.load(directory / "step-00000003", resumed)
     assert_equal(contents(resumed), expected)
+
+
+def fill_the_disk_of_one(folder: Path) -> None:
+    """Fail on one of two processes, at one call after the other."""
+    directory = folder / "checkpoints"
+    state = make_state()
+    train(state, 1)
+    failures = 0
+    with CheckpointStore(directory, keep_last=1, keep_best=False, asynchronous=True) as store:
+        store.save(state, step=1, config="x")
+        store.wait()
+        for number in range(1, 200, 5):
+            engine.synchronize()
+            failing = number // 5 % 2
+            with pytest.MonkeyPatch.context() as patch:
+                disk = FullDisk(
+                    directory, number if engine.rank() == failing else -1, patch, stays_full=number % 4 == 1
+                )
+                try:
+                    store.save(state, step=2, config="x")
+                    store.wait()
+                except OSError as error:
+                    assert "No space left on device" in str(error)  # noqa: PT017 - it need not be raised
+                    failures += 1
+            calls = from_all(disk.calls)[failing]
+            found = store.newest(verify=True)
+            assert not found.damaged
+            if found.path == directory / "step-00000002":
+                store.save(state, step=1, config="x")
+                store.wait()
+            else:
+                assert found.path == directory / "step-00000001"
+                left = {path.name for path in directory.iterdir()} if engine.rank() == 0 else set()
+                assert left <= {".lock", "step-00000001"}
+            if calls < number and number > 100:
+                break
+        assert failures > 10
+
+
+def test_no_space_left_for_one_of_two_processes(tmp_path: Path) -> None:
+    run_processes(fill_the_disk_of_one, 2, tmp_path)
 
 
 def test_the_message_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
