@@ -153,6 +153,16 @@ def test_compiled_blocks_serve_any_lengths(positions: str) -> None:
             assert_close(model(states(), mask, bias), plain(states(), mask, bias))
 
 
+@pytest.mark.usefixtures("leave_out")
+def test_a_stack_can_be_compiled_as_a_whole() -> None:
+    model, plain = encoder(), encoder()
+    plain.load_state_dict(model.state_dict())
+    model.compile(backend="eager")
+    for lengths in ([7, 3, 4], [5, 2, 4]):
+        mask = AttentionMask(lengths=torch.tensor(lengths))
+        assert_close(model(states(), mask), plain(states(), mask))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mask", MASKS)

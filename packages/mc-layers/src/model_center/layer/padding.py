@@ -36,8 +36,8 @@ class RealPositions:
     def take(self, x: Tensor) -> Tensor:
         """Return the real positions of `x`, shape (batch, length, size), as one row (1, tokens, size)."""
         row: Tensor = x.flatten(0, 1).index_select(0, self.indices)[None]
-        if row.is_cuda:
-            # Compiled blocks then serve any number of tokens.
+        if not torch.compiler.is_compiling():
+            # Compiled blocks then serve any number of tokens; a compiled stack finds that out by itself.
             torch._dynamo.maybe_mark_dynamic(row, 1)
         return row
 
