@@ -67,7 +67,8 @@ class Recorder:
             reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             note["reason"] = reason.removeprefix("Skipped: ")
         elif report.failed:
-            note["error"] = report.longreprtext[-4000:]
+            written = "".join(f"\n{name}:\n{text[-4000:]}" for name, text in report.sections)
+            note["error"] = report.longreprtext[-4000:] + written
         self.tests.append(note)
         self.write()
 
@@ -145,9 +146,12 @@ def make_site(site: Path, wheels: Path | None) -> Path:
 
 
 def use(site: Path) -> None:
-    """Makes our packages, the site and the tests' own modules importable here and in processes that tests start."""
+    """Makes our packages, the site and the tests' own modules importable here and in processes that tests start.
+
+    Those find a test's module by its full name, from the root.
+    """
     sources = sorted(ROOT.glob("packages/*/src"))
-    tests = [ROOT / "tools", ROOT / "integration_tests", *sorted(ROOT.glob("packages/*/tests"))]
+    tests = [ROOT, ROOT / "tools", ROOT / "integration_tests", *sorted(ROOT.glob("packages/*/tests"))]
     paths = [str(path) for path in (*sources, site, *tests)]
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])

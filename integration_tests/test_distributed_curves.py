@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from training_curves import SHAPES, STEPS, TOLERANCES, Curve, Job, build, reference
+from training_curves import SHAPES, STEPS, TOLERANCES, Curve, Job, build, reference, train
 
 from model_center import engine as bmt
 from model_center.engine import TorchEngine, use_engine
+from model_center.layer import stack
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +46,11 @@ def test_the_last_checkpoint_continues_in_one_process(
     saved = torch.load(job.checkpoint(family, "float32"), weights_only=True)
     assert list(saved) == names
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_padding_left_out_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs leave it out in half precision, and the curves there are compared with those of the same kernels."""
+    expected = reference(family, "float32", 10)
+    monkeypatch.setattr(stack, "saves_padding", lambda *_: True)
+    assert max(train(family, "float32", 10).differences(expected).values()) < TOLERANCES["float32"]

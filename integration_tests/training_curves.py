@@ -24,7 +24,7 @@ from model_center import engine as bmt
 from model_center.model import BaseModel, families
 
 Batch = dict[str, Tensor]
-STEPS, GLOBAL_BATCH, LENGTH, TARGETS = 50, 8, 12, 6
+STEPS, GLOBAL_BATCH, SHARE, LENGTH, TARGETS = 50, 8, 2, 12, 6
 WORDS = 59
 LEARNING_RATE, WEIGHT_DECAY, MAX_NORM = 2e-3, 1e-2, 1.0
 LOSS_SCALE = {"float32": None, "bfloat16": None, "float16": 1024.0}
@@ -57,10 +57,10 @@ class Curve:
     norms: list[float] = field(default_factory=list)
 
     def differences(self, other: "Curve") -> dict[str, float]:
-        """The largest relative difference of losses and of norms."""
+        """The largest relative difference of losses and of norms, infinite if one of them is not finite."""
         return {
             name: max(
-                abs(one - two) / abs(two) if math.isfinite(one) else math.inf
+                abs(one - two) / abs(two) if math.isfinite(one) and math.isfinite(two) else math.inf
                 for one, two in zip(getattr(self, name), getattr(other, name), strict=True)
             )
             for name in ("losses", "norms")
@@ -76,20 +76,24 @@ def build(family: str, dtype: str) -> BaseModel:
 
 
 def global_batch(family: str, step: int) -> tuple[Batch, Tensor]:
-    """Inputs of a step for all processes together, and the labels, every one of which counts."""
+    """Inputs of a step for all processes together, and the labels: -100 where a sequence is padded.
+
+    All shares have the same lengths, so that the mean loss of the processes is that of all labels.
+    """
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(0, WORDS, (GLOBAL_BATCH, LENGTH), generator=generator)
-    real = torch.randint(TARGETS, LENGTH + 1, (GLOBAL_BATCH,), generator=generator)
+    real = torch.randint(TARGETS, LENGTH + 1, (SHARE,), generator=generator).repeat(GLOBAL_BATCH // SHARE)
+    labels = ids.roll(-1, 1).masked_fill(torch.arange(LENGTH) >= real[:, None], -100)
     targets = ids[:, :TARGETS].flip(1)
     whole = torch.full((GLOBAL_BATCH,), TARGETS)
     if family == "cpm1":
         context = (torch.arange(LENGTH) < 4).expand(GLOBAL_BATCH, -1)
-        return {"input": ids, "length": real, "context": context, "span": (ids * 0)}, ids.roll(-1, 1)
+        return {"input": ids, "length": real, "context": context, "span": (ids * 0)}, labels
     if family == "cpm2":
         return {"enc_input": ids, "enc_length": real, "dec_input": targets, "dec_length": whole}, targets.roll(-1, 1)
     if family == "t5":
         return {"input_ids": ids, "length": real, "decoder_input_ids": targets}, targets.roll(-1, 1)
-    return {"input_ids": ids, "length": real}, ids.roll(-1, 1)
+    return {"input_ids": ids, "length": real}, labels
 
 
 def share(batch: tuple[Batch, Tensor], rank: int, world_size: int, device: torch.device) -> tuple[Batch, Tensor]:
