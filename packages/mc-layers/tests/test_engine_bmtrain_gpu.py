@@ -45,16 +45,29 @@ def build(dtype: torch.dtype) -> Small:
     return Small(dtype)
 
 
-def train(model: Small, *, clear_to_none: bool = True, steps: int = 5, micro_batches: int = 1) -> list[float]:
+def train(
+    model: Small,
+    *,
+    clear_to_none: bool = True,
+    clear_late: bool = False,
+    saves: bool = False,
+    steps: int = 5,
+    micro_batches: int = 1,
+) -> list[float]:
     optimizer = bmt.optim.AdamOptimizer(model.parameters(), lr=1e-2)
     cross_entropy = bmt.loss.FusedCrossEntropy()
     losses = []
     for step in range(steps):
         ids = torch.randint(0, 50, (4, 10), generator=torch.Generator().manual_seed(step)).cuda()
-        optimizer.zero_grad(set_to_none=clear_to_none)
+        if not clear_late:
+            optimizer.zero_grad(set_to_none=clear_to_none)
+        if saves:
+            bmt.current_engine().state_dict(model)
         total = 0.0
         for part in ids.chunk(micro_batches):
             loss = cross_entropy(model(part).view(-1, 50), part.reshape(-1)) / micro_batches
+            if clear_late:
+                optimizer.zero_grad(set_to_none=clear_to_none)
             optimizer.loss_scale(loss).backward()
             total += loss.item()
         norm = bmt.optim.clip_grad_norm(optimizer.param_groups, max_norm=1.0, scale=optimizer.scale)
@@ -71,6 +84,16 @@ def test_trains_as_plain_torch_does(bmtrain_engine: Engine, dtype: torch.dtype, 
     with use_engine(TorchEngine(use_checkpoint=False)):
         expected = train(build(dtype))
     assert losses == pytest.approx(expected, rel=1e-5 if dtype is torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("saves", [False, True])
+@pytest.mark.parametrize("clear_late", [False, True])
+def test_cleared_gradients_do_not_come_back(bmtrain_engine: Engine, clear_late: bool, saves: bool) -> None:
+    # Whatever gathers parameters, BMTrain's block then gives them the gradient that it has kept.
+    losses = train(build(torch.float32), clear_late=clear_late, saves=saves)
+    with use_engine(TorchEngine(use_checkpoint=False)):
+        expected = train(build(torch.float32))
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_accumulate_over_micro_batches(bmtrain_engine: Engine) -> None:
