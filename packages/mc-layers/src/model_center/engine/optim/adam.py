@@ -1,8 +1,11 @@
 """Adam with decoupled weight decay for parameters of any floating-point type."""
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import compress
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -17,6 +20,8 @@ INITIAL_LOSS_SCALE = 65536.0
 # Parameters are updated in buckets of about this many elements, larger ones piece by piece, so that temporary float32
 # gradients take little memory and transfers to the host overlap with updates there.
 BUCKET_ELEMENTS = 2**24
+# Starting a kernel for a smaller one takes longer than it runs.
+ONE_PASS_ELEMENTS = 2**18
 
 # Of each parameter group; what PyTorch adds by itself is not ours to ask for.
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
@@ -144,10 +149,16 @@ class AdamOptimizer(torch.optim.Optimizer):
         processes; on the other ranks there are no tensors in it.
         """
         engine = current_engine()
+        parameters = self._parameters()
+        state: dict[int, State] = {}
         if engine.world_size == 1:
-            return {**super().state_dict(), "loss_scale": self.scaler.state_dict()}
-        state = {}
-        for index, (parameter, step) in enumerate(zip(self._parameters(), self._steps_anywhere(), strict=True)):
+            for index, held in super().state_dict()["state"].items():
+                state[index] = {
+                    name: tensor if name == "step" else engine.whole(parameters[index], tensor)
+                    for name, tensor in held.items()
+                }
+            return {**self.options(), "state": state}
+        for index, (parameter, step) in enumerate(zip(parameters, self._steps_anywhere(), strict=True)):
             if step < 0:
                 continue
             # A process that holds nothing of a parameter has no state of it, but must help to gather it.
@@ -266,6 +277,29 @@ class AdamOptimizer(torch.optim.Optimizer):
                 self.state[parameter] = self._new_state(parameter)
         states: list[State] = [self.state[parameter] for parameter in bucket]
         local = current_engine().local
+        large = [
+            _fits_one_pass(local(parameter), gradient, state)
+            for parameter, gradient, state in zip(bucket, gradients, states, strict=True)
+        ]
+        for update, chosen in ((self._update_in_one_pass, large), (self._update_by_kind, [not each for each in large])):
+            if any(chosen):
+                update(group, *(list(compress(each, chosen)) for each in (bucket, gradients, states)), scale)
+
+    def _update_in_one_pass(
+        self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
+    ) -> None:
+        from model_center.engine.optim import fused_adam  # where there is Triton
+
+        local = current_engine().local
+        columns = ([state[name] for state in states] for name in ("master", "exp_avg", "exp_avg_sq", "step"))
+        options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
+        parameters = [local(parameter.detach()) for parameter in bucket]
+        fused_adam.update(parameters, gradients, *columns, lr=_rate(group), scale=scale, **options)
+
+    def _update_by_kind(
+        self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
+    ) -> None:
+        local = current_engine().local
         targets = [state.get("master", local(parameter)) for state, parameter in zip(states, bucket, strict=True)]
         steps = [state["step"] for state in states]
         operands = [targets, gradients, *([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))]
@@ -298,7 +332,7 @@ class AdamOptimizer(torch.optim.Optimizer):
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"] if group["steps"] >= group["hold_steps"] else 0.0,
+            lr=_rate(group),
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
@@ -349,6 +383,26 @@ def buckets_of(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
         elements += held
     if bucket:
         yield bucket
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """The learning rate of this step."""
+    rate: float = group["lr"] if group["steps"] >= group["hold_steps"] else 0.0
+    return rate
+
+
+def _fits_one_pass(parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> bool:
+    """Whether the kernel for single large parameters takes this one; the others are updated many at a time."""
+    if not (parameter.is_cuda and "master" in state and parameter.numel() >= ONE_PASS_ELEMENTS and _has_triton()):
+        return False
+    moved = (gradient, state["master"])
+    operands = (parameter, *moved, state["exp_avg"], state["exp_avg_sq"])
+    return all(each.is_cuda for each in moved) and all(each.is_contiguous() for each in operands)
+
+
+@cache
+def _has_triton() -> bool:
+    return torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 
 def _pieces(operands: Sequence[list[torch.Tensor]]) -> list[Sequence[list[torch.Tensor]]]:
