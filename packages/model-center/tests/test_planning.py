@@ -141,6 +141,13 @@ def plan(encoder: Path, *more: str) -> int:
     return main(["plan", *given, "--data.max_length", "32", "--batch.micro_size", "4", *more])
 
 
+@pytest.mark.parametrize("preset", ["gpt2-tiny-text", "bert-tiny-text", "t5-tiny-text"])
+def test_tokenizers_that_a_run_will_train(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--preset", preset]) == 0
+    rows = dict(line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line)
+    assert float(rows["GPU memory needed, with CUDA and fragmentation "]) > 0.5
+
+
 def test_command(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(encoder, "--memory", "2GiB", "--world_size", "2", "--model.options.num_layers", "3") == 0
     text = capsys.readouterr().out

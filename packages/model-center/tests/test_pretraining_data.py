@@ -384,6 +384,27 @@ def test_spans_fill_the_row(tmp_path: Path) -> None:
     assert batch.labels.shape[1] <= made.sides[1]
 
 
+@pytest.mark.parametrize(("model_type", "name"), [("gpt2", "causal"), ("t5", "spans")])
+def test_lengths_are_those_of_the_documents_packed_or_not(model_type: str, name: str, corpus: Path) -> None:
+    made = objective(model_type, objective=name)
+    documents = [length for lengths in LENGTHS for length in lengths]
+    sequences = [np.array([WORDS.start] * (length - 1) + [END] * min(length, 1)) for length in documents]
+    expected = [made.lengths(len(made.cut(sequence))) for sequence in sequences]
+    for pack in (True, False):
+        batches = open_data(corpus, made, global_size=len(documents), pack=pack).step(0).batches
+        for side in range(len(made.sides)):
+            found = [length for batch in batches for length in batch.lengths[side]]
+            assert sorted(found) == sorted(sizes[side] for sizes in expected)
+        assert sum(batch.targets for batch in batches) == sum(int((batch.labels >= 0).sum()) for batch in batches)
+
+
+def test_lengths_of_full_rows_are_those_of_their_pieces_of_documents(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [[5, 3, 10, 7]])  # rows of 8: 5 + 3, 8, 2 + 6, 1
+    data = open_data(tmp_path, objective(max_length=8), global_size=4, full_rows=True)
+    lengths = [length for batch in data.step(0).batches for length in batch.lengths[0]]
+    assert sorted(lengths) == [1, 2, 3, 5, 6, 8]
+
+
 def test_batches_move_with_their_masks(corpus: Path) -> None:
     (batch, *_) = open_data(corpus).step(0).batches
     moved = batch.to("meta")

@@ -183,7 +183,7 @@ def test_plot_of_pretraining(tmp_path: Path, steps: int) -> None:
     recorder.close()
     plot_run(tmp_path / "metrics.jsonl", tmp_path / "plot.png", "a run")
     picture = imread(tmp_path / "plot.png")
-    assert picture.shape == (1050, 1500, 4)
+    assert picture.shape == (1350, 1500, 4)
     assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20
 
 
@@ -218,7 +218,7 @@ def test_plain_lines_where_the_output_is_no_terminal() -> None:
     assert lines[1] == (
         "step 4/10 | epoch 1.00 | loss 0.2500 | lr 1.00e-04 | gradient 2.00 | 32.0 samples/s | left 0:03"
     )
-    assert "| accuracy 75.0% | macro_f1 70.0% | accuracy of the majority class 50.0% |" in lines[-1]
+    assert "| accuracy 75.0% | macro_f1 70.0% | accuracy of the commonest answer 50.0% |" in lines[-1]
 
 
 def test_plain_lines_of_pretraining() -> None:

@@ -25,7 +25,15 @@ def finetuned(encoder: Path, tasks: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 WHOLE = '{"format_version": 1, "state": "finished", "updated": "2026-01-01T00:00:00+00:00"}'
-CONFIG = "model:\n  name: some/where/gpt2-tiny\ndata:\n  path: /data/books\n"
+CONFIG = "max_steps: 100\nmodel:\n  name: some/where/gpt2-tiny\ndata:\n  path: /data/books\n"
+
+
+def step_metrics(step: int, **more: Any) -> StepMetrics:
+    return StepMetrics(
+        step=step, epoch=0.1, loss=3 + 1 / step, learning_rate=1e-4, gradient_norm=1.0, seconds=0.5,
+        samples_per_second=16.0, tokens=1000, tokens_per_second=2000.0, tflops=100.0 + step % 2, peak_share=0.25,
+        **more,
+    )  # fmt: skip
 
 
 def pretrain(path: Path, *, steps: int = 60, **summary: Any) -> None:
@@ -34,12 +42,7 @@ def pretrain(path: Path, *, steps: int = 60, **summary: Any) -> None:
         run.status["summary"] = summary
         recorder = JsonLines(run.metrics)
         for step in range(1, steps + 1):
-            recorder.record(
-                StepMetrics(
-                    step=step, epoch=0.1, loss=3 + 1 / step, learning_rate=1e-4, gradient_norm=1.0, seconds=0.5,
-                    samples_per_second=16.0, tokens=1000, tokens_per_second=2000.0, memory_gib=7 + step / steps,
-                )
-            )  # fmt: skip
+            recorder.record(step_metrics(step, memory_gib=7 + step / steps))
             if step % 20 == 0:
                 recorder.record(ValidationMetrics(step=step, loss=math.nan if step == 60 else 2.9 + 1 / step, tokens=9))
         recorder.close()
@@ -73,6 +76,10 @@ def test_runs_side_by_side(finetuned: Path, tmp_path: Path) -> None:
     assert rows["memory, GiB"] == ["–", "8.00"]
     assert rows["predicted, GiB"] == ["–", "8.25"]
     assert rows["time in steps"][1] == "0:30"
+    assert rows["operations"] == ["–", "100 TFLOP/s"]  # half of the steps 100, half 101
+    assert rows["share of peak"] == ["–", "25.0%"]
+    assert rows["perplexity"][1] == "nan"
+    assert "time left" not in rows
     assert "anomalies" not in rows
 
 
@@ -81,7 +88,8 @@ def test_crashed_and_running_runs(tmp_path: Path) -> None:
         raise ValueError("the loss is nan")
     with open_run(tmp_path / "running", CONFIG) as run:
         recorder = JsonLines(run.metrics)
-        recorder.record(ValidationMetrics(step=0, loss=9.0, tokens=10))
+        recorder.record(step_metrics(25))
+        recorder.record(ValidationMetrics(step=25, loss=9.0, tokens=10))
         with run.metrics.open("a") as file:
             file.write('{"kind": "tra')
         (run.path / "checkpoints" / "step-1").mkdir(parents=True)
@@ -92,6 +100,7 @@ def test_crashed_and_running_runs(tmp_path: Path) -> None:
     assert rows["state"][0] == "failed"
     assert rows["state"][1].startswith("running (last sign 0:0")
     assert rows["final loss"] == ["–", "9.0000"]
+    assert rows["time left"] == ["–", "0:38"]  # 75 steps of half a second
     assert "parameters" not in rows
 
 

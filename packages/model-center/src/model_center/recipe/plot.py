@@ -49,7 +49,7 @@ class Plot:
 
 
 def plot_run(metrics: Path, picture: Path, title: str) -> None:
-    """Draw a run: of fine-tuning loss and score, of pre-training loss, learning rate, gradient norm and speed.
+    """Draw a run: of fine-tuning loss and score; of pre-training loss, learning rate, gradient norm, speed and memory.
 
     Args:
         metrics: the run's `metrics.jsonl`.
@@ -59,13 +59,14 @@ def plot_run(metrics: Path, picture: Path, title: str) -> None:
     records = valid_records(metrics)
     training = [record for record in records if record["kind"] == "train"]
     is_pretraining = any(record["kind"] == "validation" or "tokens_per_second" in record for record in records)
-    figure = Figure(figsize=(10, 7 if is_pretraining else 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 9 if is_pretraining else 4.2), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     if is_pretraining:
         all_axes = _draw_pretraining(figure, training, _of_kind(records, "validation"))
     else:
         all_axes = _draw_finetuning(figure, training, _of_kind(records, "evaluation"))
     for axes in all_axes:
+        axes.set_xlabel("step")
         _tidy(axes)
     figure.savefig(picture, dpi=150)
 
@@ -100,16 +101,15 @@ def _draw_finetuning(figure: Figure, training: Records, evaluations: Records) ->
     _plot_trend(loss_axes, training, "loss", "training")
     _plot_results(loss_axes, evaluations, "loss", "evaluation after each epoch")
     loss_axes.margins(y=0.1)
-    loss_axes.set(title="Cross-entropy loss", xlabel="step", ylim=(0, None))
+    loss_axes.set(title="Cross-entropy loss", ylim=(0, None))
     loss_axes.legend(frameon=False, loc="lower left")
 
     _plot_results(score_axes, evaluations, "score", "evaluation after each epoch")
-    score_axes.set(xlabel="step")
     if evaluations:
         best = max(evaluations, key=lambda record: record["score"])
         baseline, measure = best["baseline"], best["measure"].replace("_", " ")
         score_axes.set_title(measure.capitalize())
-        label = f"always the majority class, {baseline:.1%}"
+        label = f"always the commonest answer, {baseline:.1%}"
         score_axes.axhline(baseline, color=BASELINE, linestyle="--", label=label)
         _annotate(score_axes, best, "score", f"best {best['score']:.1%}")
         shown = np.append(_column(evaluations, "score"), baseline)
@@ -120,33 +120,42 @@ def _draw_finetuning(figure: Figure, training: Records, evaluations: Records) ->
 
 
 def _draw_pretraining(figure: Figure, training: Records, validations: Records) -> Sequence[Axes]:
-    places = figure.subplot_mosaic([["loss", "loss", "loss"], ["rate", "gradient", "speed"]], height_ratios=[1.7, 1])
-    loss_axes, rate_axes, gradient_axes, speed_axes = (places[name] for name in ("loss", "rate", "gradient", "speed"))
-    _plot_trend(loss_axes, training, "loss", "training")
-    _plot_results(loss_axes, validations, "loss", "validation")
+    above, below = ["learning_rate", "gradient_norm", "tokens_per_second"], ["perplexity", "tflops", "memory_gib"]
+    mosaic: Any = [["loss"] * 3, above, below]
+    places = figure.subplot_mosaic(mosaic, height_ratios=[1.8, 1, 1])
+    _draw_loss(places["loss"], training, validations)
+    for name in (*above, *below):
+        _plot_trend(places[name], training, name, smooth=name not in ("learning_rate", "memory_gib"))
+    _plot_results(places["perplexity"], validations, "perplexity", "validation")
+
+    places["learning_rate"].set(title="Learning rate", ylim=(0, None))
+    places["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+    for name, title in (("gradient_norm", "Gradient norm"), ("perplexity", "Perplexity")):
+        places[name].set_title(title)
+        if np.any(_column(training, name) > 0):
+            places[name].set_yscale("log")
+            places[name].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            places[name].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            places[name].yaxis.set_minor_formatter(NullFormatter())
+    places["tokens_per_second"].set(title="Tokens per second", ylim=(0, None))
+    places["tokens_per_second"].yaxis.set_major_formatter(EngFormatter(sep=""))
+    places["tflops"].set(title="FLOP/s of each device", ylim=(0, None))
+    places["tflops"].yaxis.set_major_formatter(lambda value, _: EngFormatter(sep="")(value * 1e12))
+    places["memory_gib"].margins(y=0.1)
+    places["memory_gib"].set(title="Most memory so far, GiB", ylim=(0, None))
+    return list(places.values())
+
+
+def _draw_loss(axes: Axes, training: Records, validations: Records) -> None:
+    _plot_trend(axes, training, "loss", "training")
+    _plot_results(axes, validations, "loss", "validation")
     trend = trailing_mean(_column(training, "loss"), _window(training))
-    loss_axes.set_ylim(*_loss_limits(np.append(trend, _column(validations, "loss"))))
-    loss_axes.set(title="Cross-entropy loss", xlabel="step")
-    loss_axes.legend(frameon=False, loc="upper right")
+    axes.set_ylim(*_loss_limits(np.append(trend, _column(validations, "loss"))))
+    axes.set(title="Cross-entropy loss")
+    axes.legend(frameon=False, loc="upper right")
     if validations:
         best = min(validations, key=lambda record: record["loss"])
-        perplexity = np.exp(best["loss"])
-        _annotate(loss_axes, best, "loss", f"best {best['loss']:.3f} (perplexity {perplexity:.4g})")
-
-    _plot_trend(rate_axes, training, "learning_rate", smooth=False)
-    rate_axes.set(title="Learning rate", xlabel="step", ylim=(0, None))
-    rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-    _plot_trend(gradient_axes, training, "gradient_norm")
-    gradient_axes.set(title="Gradient norm", xlabel="step")
-    if np.any(_column(training, "gradient_norm") > 0):
-        gradient_axes.set_yscale("log")
-        gradient_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        gradient_axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        gradient_axes.yaxis.set_minor_formatter(NullFormatter())
-    _plot_trend(speed_axes, training, "tokens_per_second")
-    speed_axes.set(title="Tokens per second", xlabel="step", ylim=(0, None))
-    speed_axes.yaxis.set_major_formatter(EngFormatter(sep=""))
-    return loss_axes, rate_axes, gradient_axes, speed_axes
+        _annotate(axes, best, "loss", f"best {best['loss']:.3f} (perplexity {np.exp(best['loss']):.4g})")
 
 
 def _plot_trend(axes: Axes, training: Records, name: str, label: str = "", *, smooth: bool = True) -> None:
