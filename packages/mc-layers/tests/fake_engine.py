@@ -138,6 +138,9 @@ class FakeEngine(Engine):
     def after_update(self) -> None:
         self.events.append("after update")
 
+    def whole_shape(self, parameter: torch.Tensor) -> torch.Size:
+        return torch.Size(getattr(parameter, "whole_shape", parameter.shape))
+
     def state_shapes(self, module: torch.nn.Module) -> dict[str, torch.Size]:
         return self._torch.state_shapes(module)
 

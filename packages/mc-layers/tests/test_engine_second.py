@@ -134,3 +134,22 @@ def test_the_manager_averages_what_the_engine_sums(grad_scale: float | None) -> 
     with use_engine(FakeEngine()):
         manager = bmt.optim.OptimManager(loss_scale=8, grad_scale=grad_scale)
         assert manager.scale_loss(torch.tensor(1.0)).item() == 8 / (grad_scale or 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimizer_states_of_one_process_go_between_engines(dtype: torch.dtype) -> None:
+    flat = FakeEngine()
+    flat.world_size = 1
+    for writer, reader in ((flat, torch_engine()), (torch_engine(), flat), (flat, flat)):
+        with use_engine(writer):
+            layer = Linear(3, 2, dtype=dtype, bias=True)
+            optimizer = bmt.optim.AdamOptimizer(layer.parameters())
+            layer(torch.ones(1, 3, dtype=dtype)).sum().backward()
+            optimizer.step()
+            saved = optimizer.state_dict()
+        assert saved["state"][0]["exp_avg"].shape == (2, 3)
+        with use_engine(reader):
+            other = bmt.optim.AdamOptimizer(Linear(3, 2, dtype=dtype, bias=True).parameters())
+            other.load_state_dict(saved)
+            again = other.state_dict()
+        torch.testing.assert_close(again, saved, rtol=0, atol=0)

@@ -60,11 +60,11 @@ def train(state: TrainingState, steps: int) -> list[float]:
 
 
 def contents(state: TrainingState) -> dict[str, torch.Tensor]:
-    """Every weight and every tensor of the optimizer, whole, on the first process."""
-    held = {f"model {name}": tensor.clone() for name, tensor in engine.current_engine().state_dict(state.model).items()}
+    """Every weight and every tensor of the optimizer, whole, on the first process, in the host's memory."""
+    held = {f"model {name}": tensor for name, tensor in engine.current_engine().state_dict(state.model).items()}
     for index, states in state.optimizers[0].state_dict()["state"].items():
-        held |= {f"{index} {name}": tensor.clone() for name, tensor in states.items()}
-    return held
+        held |= {f"{index} {name}": tensor for name, tensor in states.items()}
+    return {name: tensor.to("cpu", copy=True) for name, tensor in held.items()}
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -192,7 +192,7 @@ def exit_codes(processes: list[ForkServerProcess]) -> list[int | None]:
 
 def _launched(work: Callable[..., None], rank: int, world_size: int, port: str, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ |= {name: str(number) for name, number in places.items()}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
     work(*args)

@@ -164,7 +164,7 @@ class Engine(ABC):
     def whole(self, parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """The parts of all processes together, the inverse of `part`. All processes must call it."""
         if self.replicated(parameter):
-            return part
+            return part.view(self.whole_shape(parameter))
         held = self.held_range(parameter)
         ranges = self.all_gather(torch.tensor([held.start, held.stop])).tolist()
         padded = part.new_zeros(max(stop - start for start, stop in ranges))
