@@ -22,6 +22,8 @@ PIECE_SCORES = 2**26
 """How many scores exist at a time (128 MiB in half precision, and as much for their gradient)."""
 _EXACT_SCORES = 2**22
 """How many of them exist in float32 at a time: little enough for a CPU to use the same memory again and again."""
+_ALIGNED_CLASSES = 64
+"""A vocabulary that is no multiple of it (GPT-2's 50,257) would keep tensor cores from their full speed."""
 _FP16_SCALE = 2.0**12  # probabilities below 6e-8 would be zero in a float16 gradient
 
 
@@ -123,21 +125,35 @@ class _PieceByPiece:
         a CPU more time than a sum.
         """
         exact = torch.promote_types(self.weight.dtype, torch.float32)
+        weight, bias, padding_ids = _aligned(self.weight, self.bias, self.padding_ids)
         total = torch.zeros((), dtype=exact, device=self.states.device)
         of_states = torch.empty_like(self.states, dtype=exact) if wanted[0] else None
         of_weight: Tensor | None = None
         of_bias: Tensor | None = None
         for rows in self._pieces():
             states = self.states[rows]
-            scores = _scores(states, self.weight, self.bias, self.padding_ids)
+            scores = _scores(states, weight, bias, padding_ids)
             total += _turn_into_gradient(scores, labels[rows], self.scale)
             if of_states is not None:
-                of_states[rows] = _product(scores, self.weight, exact)
+                of_states[rows] = _product(scores, weight, exact)
             if wanted[1]:
                 of_weight = _sum(of_weight, _product(scores.t(), states, exact))
             if wanted[2]:
                 of_bias = _sum(of_bias, scores.sum(0, dtype=exact))
-        return total, [of_states, of_weight, of_bias]
+        of_classes = [None if gradient is None else gradient[: len(self.weight)] for gradient in (of_weight, of_bias)]
+        return total, [of_states, *of_classes]
+
+
+def _aligned(weight: Tensor, bias: Tensor | None, padding_ids: int) -> tuple[Tensor, Tensor | None, int]:
+    """The same projection, on tensor cores with so many more padding ids that these run at full speed."""
+    more = -len(weight) % _ALIGNED_CLASSES if _runs_on_tensor_cores(weight) else 0
+    if not more:
+        return weight, bias, padding_ids
+    return F.pad(weight, (0, 0, 0, more)), None if bias is None else F.pad(bias, (0, more)), padding_ids + more
+
+
+def _runs_on_tensor_cores(weight: Tensor) -> bool:
+    return weight.is_cuda and weight.itemsize == 2
 
 
 def _turn_into_gradient(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
