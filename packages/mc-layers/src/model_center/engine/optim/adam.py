@@ -283,7 +283,10 @@ class AdamOptimizer(torch.optim.Optimizer):
         ]
         for update, chosen in ((self._update_in_one_pass, large), (self._update_by_kind, [not each for each in large])):
             if any(chosen):
-                update(group, *(list(compress(each, chosen)) for each in (bucket, gradients, states)), scale)
+                which = list(compress(range(len(bucket)), chosen))
+                update(
+                    group, [bucket[i] for i in which], [gradients[i] for i in which], [states[i] for i in which], scale
+                )
 
     def _update_in_one_pass(
         self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
