@@ -1,6 +1,6 @@
 """The original's training trajectories under BMTrain, in fp16 as it ran them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,13 @@ def bmtrain_engine() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "cpm2"])
-def test_training_trajectory(family: str, shared_dir: Path) -> None:
-    folder = shared_dir / "golden" / "models" / f"train_{family}"
+def test_training_trajectory(family: str, golden_model: Callable[[str], Path]) -> None:
+    folder = golden_model(f"train_{family}")
     record = torch.load(folder / "trajectory.pt", weights_only=True, map_location="cuda")
     model = families[family](families[family].config_class.from_json_file(folder / "config.json"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     bmt.load(model, folder / "init.pt")
     losses, norms = train(model, record["batches"])
+    # PyTorch in fp16 on a CPU comes within 0.2% of both; a gradient that is counted twice changes norms by 3% at least.
     assert losses == pytest.approx(record["losses"], rel=1e-2)
     assert norms == pytest.approx(record["grad_norms"], rel=2e-2)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,16 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared material, expected at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden_model(shared_dir: Path) -> Callable[[str], Path]:
+    """Finds the folder of one of the original's models by its name; skips without it."""
+
+    def find(name: str) -> Path:
+        folder = shared_dir / "golden" / "models" / name
+        if not folder.is_dir():
+            pytest.skip(f"needs a golden model, expected at {folder}")
+        return folder
+
+    return find

@@ -1,5 +1,6 @@
 """Models on a GPU: the original's outputs in the engine's half type, T5 in fp16, cached decoding, padding."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ def to_cuda(values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("family", families)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 2e-2)])
-def test_golden_logits(family: str, precision: str, tolerance: float, shared_dir: Path) -> None:
-    folder = shared_dir / "golden" / "models" / f"{family}_{precision}"
+def test_golden_logits(family: str, precision: str, tolerance: float, golden_model: Callable[[str], Path]) -> None:
+    folder = golden_model(f"{family}_{precision}")
     record = torch.load(folder / "golden.pt", weights_only=True)
     model: Any = families[family].from_pretrained(folder)  # `half` in its configuration means fp16 here
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Every family against outputs of the original system, from its own checkpoints (the shared golden files)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ class Golden:
 
 
 @pytest.fixture(params=[f"{family}_{precision}" for family in families for precision in PRECISIONS])
-def golden(request: pytest.FixtureRequest, shared_dir: Path) -> tuple[Golden, float]:
+def golden(request: pytest.FixtureRequest, golden_model: Callable[[str], Path]) -> tuple[Golden, float]:
     family, precision = request.param.split("_")
     dtype, tolerance = PRECISIONS[precision]
-    return Golden(shared_dir / "golden" / "models" / request.param, family, dtype), tolerance
+    return Golden(golden_model(request.param), family, dtype), tolerance
 
 
 def test_logits_and_other_outputs(golden: tuple[Golden, float]) -> None:
@@ -73,8 +74,8 @@ def test_loss_and_gradient_norms(golden: tuple[Golden, float]) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "cpm2"])
-def test_training_trajectory(family: str, shared_dir: Path) -> None:
-    folder = shared_dir / "golden" / "models" / f"train_{family}"
+def test_training_trajectory(family: str, golden_model: Callable[[str], Path]) -> None:
+    folder = golden_model(f"train_{family}")
     record = torch.load(folder / "trajectory.pt", weights_only=True)
     model = families[family](families[family].config_class.from_json_file(folder / "config.json"))
     bmt.load(model, folder / "init.pt")
