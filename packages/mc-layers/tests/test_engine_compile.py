@@ -76,7 +76,7 @@ class DecoderShape(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stack = Encoder(2, 16, 24, 2, 8, pos_bias_type="rotary", parallel_ffn=True, attn_scale=True)
+        self.stack = Encoder(1, 16, 24, 2, 8, pos_bias_type="rotary", parallel_ffn=True, attn_scale=True)
         self.rotary = RotaryEmbedding(4)
 
     def forward(self, x: Tensor) -> Any:
@@ -91,8 +91,8 @@ class Seq2SeqShape(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = Encoder(2, 16, 24, 2, 8, pos_bias_type="relative")
-        self.decoder = Decoder(2, 16, 24, 2, 8, pos_bias_type="relative")
+        self.encoder = Encoder(1, 16, 24, 2, 8, pos_bias_type="relative")
+        self.decoder = Decoder(1, 16, 24, 2, 8, pos_bias_type="relative")
         self.encoder_bias = RelativePositionEmbedding(2, bidirectional=True)
         self.decoder_bias = RelativePositionEmbedding(2)
 
@@ -120,14 +120,12 @@ def trained(model: torch.nn.Module, length: int) -> list[Tensor]:
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
-    assert len(found) == len(expected) > 10
+    assert len(found) == len(expected) > 8
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize(
-    ("shape", "recomputed"), [(EncoderShape, True), (EncoderShape, False), (DecoderShape, False), (Seq2SeqShape, True)]
-)
+@pytest.mark.parametrize(("shape", "recomputed"), [(EncoderShape, True), (DecoderShape, False), (Seq2SeqShape, False)])
 def test_blocks_compute_the_same_whatever_the_length(shape: Any, recomputed: bool) -> None:
     model, plain = made(shape, compiling(use_checkpoint=recomputed)), made(shape, TorchEngine(CPU))
     assert list(model.state_dict()) == list(plain.state_dict())
@@ -164,7 +162,7 @@ def test_dropout_is_repeated_and_follows_the_mode() -> None:
 def test_decoding_is_not_compiled() -> None:
     model: Any = made(DecoderShape, compiling())
     x, mask = torch.randn(2, 6, 16), AttentionMask(causal=True)
-    cache = KeyValueCache(num_layers=2, max_length=6)
+    cache = KeyValueCache(num_layers=1, max_length=6)
     with torch.no_grad():
         steps = [model.stack(x[:, [position]], mask, model.rotary, cache=cache) for position in range(6)]
         assert graphs() == 0
@@ -175,7 +173,7 @@ def test_decoding_is_not_compiled() -> None:
 @pytest.mark.usefixtures("traced")
 def test_weights_of_8_bits() -> None:
     model, plain = (
-        made(partial(Encoder, 2, 16, 24, 2, 8, int8=True), engine) for engine in (compiling(), TorchEngine(CPU))
+        made(partial(Encoder, 1, 16, 24, 2, 8, int8=True), engine) for engine in (compiling(), TorchEngine(CPU))
     )
     x = torch.randn(2, 5, 16)
     with torch.no_grad():

@@ -101,8 +101,9 @@ class BMTrainEngine(Engine):
             raise ValueError(
                 "`int8` must be False under BMTrain, whose blocks have no 8-bit weights; use the torch engine"
             )
-        inner = as_block(module, recompute=False, compiles=self.compiles)  # BMTrain's block recomputes by itself
-        return _TransparentBlock(inner, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
+        if self.compiles:  # inside BMTrain's block, which recomputes by itself
+            module = as_block(module, recompute=False, compiles=True)
+        return _TransparentBlock(module, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
 
     def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
         """Blocks that know their neighbours, so that one's gradients are scattered while the next are computed."""
