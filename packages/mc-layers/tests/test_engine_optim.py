@@ -71,11 +71,11 @@ def test_float32_is_bit_equal_to_torchs_adamw(
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-class LargestCopy(TorchDispatchMode):
+class CopySizes(TorchDispatchMode):
     """Remembers the sizes of new floating-point tensors."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -92,10 +92,11 @@ def test_gradients_are_copied_a_piece_at_a_time_and_stay(dtype: torch.dtype, mon
     for elements in (2**24, 100):
         monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", elements)
         parameter = torch.nn.Parameter(start.clone())
-        optimizer = AdamOptimizer([parameter], **OPTIONS)
+        optimizer, copies = AdamOptimizer([parameter], **OPTIONS), CopySizes()
         for _ in range(3):
             parameter.grad = gradient.clone()
-            with LargestCopy() as copies:
+            copies.sizes.clear()
+            with copies:
                 optimizer.step(scale=4.0)
             assert torch.equal(parameter.grad, gradient)
         assert 90 < max(copies.sizes) <= elements
