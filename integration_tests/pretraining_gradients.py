@@ -34,7 +34,7 @@ def samples(family: str) -> list[Sample]:
         labelled = target_length if family in SEQ2SEQ else length
         labels = generator.integers(0, VOCABULARY - 1, labelled)
         labels[generator.random(labelled) < 0.3] = -100
-        sample = {"input_ids": generator.integers(0, VOCABULARY - 1, length), "labels": labels}
+        sample: Sample = {"input_ids": generator.integers(0, VOCABULARY - 1, length), "labels": labels}
         if family in SEQ2SEQ:
             sample["decoder_input_ids"] = generator.integers(0, VOCABULARY - 1, target_length)
         if family == "cpm1":

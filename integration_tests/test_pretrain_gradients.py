@@ -1,6 +1,5 @@
 """The gradient of a global batch, however it is divided: processes, micro-batches, packed or padded."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ SIZES = {"vocab_size": VOCABULARY, "dim_model": 16, "num_heads": 2, "dim_head": 
 SPREAD = {"emb_init_std": 0.5, "att_init_std": 0.1, "ffn_init_std": 0.1, "proj_init_std": 0.2, "dropout_p": 0.0}
 DEPTHS = {"num_layers": 2, "num_encoder_layers": 2, "num_decoder_layers": 2, "pos_rotary_dim": 4}
 PROCESSES = (1, 2, 4)
-
-
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    with use_engine(TorchEngine(torch.device("cpu"))):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +44,18 @@ def logits_of(family: str, model: Any, sample: dict[str, torch.Tensor]) -> torch
         output = model(ids, length, sample["context"][None], torch.zeros_like(ids), return_logits=True)
     else:
         output = model(ids, length=length, return_logits=True)
-    return output[0]
+    logits: torch.Tensor = output[0]
+    return logits
 
 
 def reference(folder: Path, family: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Each sample alone, with all logits: the gradient of the mean cross entropy over all labels."""
-    model = load_model(folder / family, dtype=dtype)
     tensors = [{name: torch.from_numpy(values) for name, values in sample.items()} for sample in samples(family)]
-    logits = torch.cat([logits_of(family, model, sample) for sample in tensors])
-    loss = torch.nn.functional.cross_entropy(logits, torch.cat([sample["labels"] for sample in tensors]))
-    loss.backward()
+    with use_engine(TorchEngine(torch.device("cpu"))):
+        model = load_model(folder / family, dtype=dtype)
+        logits = torch.cat([logits_of(family, model, sample) for sample in tensors])
+        loss = torch.nn.functional.cross_entropy(logits, torch.cat([sample["labels"] for sample in tensors]))
+        loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return {"loss": loss.detach(), **gradients}
 

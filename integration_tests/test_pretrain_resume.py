@@ -54,12 +54,16 @@ WORDS = ["the", "old", "king", "walked", "to", "a", "river", "and", "sang", "of"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration and a text."""
     folder = tmp_path_factory.mktemp("pretrain")
+    write_inputs(folder)
+    return folder
+
+
+def write_inputs(folder: Path) -> None:
+    """A configuration and a text."""
     lines = [" ".join(WORDS[(line * place) % 12] for place in range(1, 10 + line % 7)) for line in range(120)]
     (folder / "text.txt").write_text("\n".join(lines))
     (folder / "run.yaml").write_text(OPTIONS)
-    return folder
 
 
 def words(folder: Path, output: str, *options: str) -> list[str]:

@@ -23,8 +23,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200, help="for synchronous and for asynchronous writing each")
     parser.add_argument("--processes", type=int, default=1, help="processes that train together")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--mode", choices=["both", "sync", "async"], default="both", help="how checkpoints are written")
     options = parser.parse_args()
-    for asynchronous in (False, True):
+    for asynchronous in {"both": (False, True), "sync": (False,), "async": (True,)}[options.mode]:
         with tempfile.TemporaryDirectory() as folder:
             found = kill_savers(
                 Path(folder) / "checkpoints",
