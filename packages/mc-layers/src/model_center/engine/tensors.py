@@ -1,11 +1,30 @@
 """Lists of tensors, as PyTorch's multi-tensor kernels want them."""
 
+import importlib.util
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar, cast
 
 import torch
 
 TensorT = TypeVar("TensorT", bound=torch.Tensor)
+# Starting a kernel for a smaller tensor takes longer than it runs.
+ONE_PASS_ELEMENTS = 2**18
+
+
+def fits_one_pass(*tensors: torch.Tensor) -> bool:
+    """Whether kernels that take one tensor at a time suit these, the first of which is of half precision.
+
+    The others, all of as many elements, are faster in PyTorch's multi-tensor kernels.
+    """
+    first = tensors[0]
+    suits = first.is_cuda and first.itemsize == 2 and first.numel() >= ONE_PASS_ELEMENTS and _has_triton()
+    return suits and all(tensor.is_cuda and tensor.is_contiguous() for tensor in tensors)
+
+
+@cache
+def _has_triton() -> bool:
+    return torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 
 def group_by_kind(tensors: Sequence[TensorT]) -> list[list[TensorT]]:

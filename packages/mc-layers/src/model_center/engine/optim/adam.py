@@ -1,10 +1,8 @@
 """Adam with decoupled weight decay for parameters of any floating-point type."""
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import compress
 from typing import Any, TypeAlias, cast
 
@@ -14,14 +12,12 @@ from torch.optim.optimizer import ParamsT
 
 from model_center.engine.current import current_engine
 from model_center.engine.optim.loss_scale import LossScaler
-from model_center.engine.tensors import group_by_kind
+from model_center.engine.tensors import fits_one_pass, group_by_kind
 
 INITIAL_LOSS_SCALE = 65536.0
 # Parameters are updated in buckets of about this many elements, larger ones piece by piece, so that temporary float32
 # gradients take little memory and transfers to the host overlap with updates there.
 BUCKET_ELEMENTS = 2**24
-# Starting a kernel for a smaller one takes longer than it runs.
-ONE_PASS_ELEMENTS = 2**18
 
 # Of each parameter group; what PyTorch adds by itself is not ours to ask for.
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
@@ -278,7 +274,7 @@ class AdamOptimizer(torch.optim.Optimizer):
         states: list[State] = [self.state[parameter] for parameter in bucket]
         local = current_engine().local
         large = [
-            _fits_one_pass(local(parameter), gradient, state)
+            "master" in state and fits_one_pass(local(parameter), gradient, *state.values())
             for parameter, gradient, state in zip(bucket, gradients, states, strict=True)
         ]
         for update, chosen in ((self._update_in_one_pass, large), (self._update_by_kind, [not each for each in large])):
@@ -291,13 +287,13 @@ class AdamOptimizer(torch.optim.Optimizer):
     def _update_in_one_pass(
         self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
     ) -> None:
-        from model_center.engine.optim import fused_adam  # where there is Triton
+        from model_center.engine.optim import kernels  # where there is Triton
 
         local = current_engine().local
         columns = ([state[name] for state in states] for name in ("master", "exp_avg", "exp_avg_sq", "step"))
         options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
         parameters = [local(parameter.detach()) for parameter in bucket]
-        fused_adam.update(parameters, gradients, *columns, lr=_rate(group), scale=scale, **options)
+        kernels.update(parameters, gradients, *columns, lr=_rate(group), scale=scale, **options)
 
     def _update_by_kind(
         self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
@@ -392,20 +388,6 @@ def _rate(group: Mapping[str, Any]) -> float:
     """The learning rate of this step."""
     rate: float = group["lr"] if group["steps"] >= group["hold_steps"] else 0.0
     return rate
-
-
-def _fits_one_pass(parameter: torch.Tensor, gradient: torch.Tensor, state: State) -> bool:
-    """Whether the kernel for single large parameters takes this one; the others are updated many at a time."""
-    if not (parameter.is_cuda and "master" in state and parameter.numel() >= ONE_PASS_ELEMENTS and _has_triton()):
-        return False
-    moved = (gradient, state["master"])
-    operands = (parameter, *moved, state["exp_avg"], state["exp_avg_sq"])
-    return all(each.is_cuda for each in moved) and all(each.is_contiguous() for each in operands)
-
-
-@cache
-def _has_triton() -> bool:
-    return torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 
 def _pieces(operands: Sequence[list[torch.Tensor]]) -> list[Sequence[list[torch.Tensor]]]:

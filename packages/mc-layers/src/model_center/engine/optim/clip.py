@@ -7,7 +7,7 @@ import torch
 
 from model_center.engine.current import current_engine
 from model_center.engine.optim.loss_scale import gradients_of
-from model_center.engine.tensors import group_by_kind
+from model_center.engine.tensors import fits_one_pass, group_by_kind
 
 
 @torch.no_grad()
@@ -48,9 +48,11 @@ def clip_grad_norm(
     gradients = gradients_of(groups)
     norm = engine.total_norm(gradients, order) / scale
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0)
-    for group in group_by_kind([engine.local(gradient) for gradient in gradients]):
-        # Multiplies by a float32 number on the device, whatever the gradients' type; `_foreach_mul_` would do that
-        # tensor by tensor.
-        found = torch.zeros(1, device=group[0].device)
-        torch._amp_foreach_non_finite_check_and_unscale_(group, found, factor.to(found.device))
+    local = [engine.local(gradient) for gradient in gradients]
+    if large := [gradient for gradient in local if fits_one_pass(gradient)]:
+        from model_center.engine.optim import kernels  # where there is Triton
+
+        kernels.multiply(large, factor)
+    for group in group_by_kind([gradient for gradient in local if not fits_one_pass(gradient)]):
+        torch._foreach_mul_(group, factor.to(group[0].device))
     return norm

@@ -1,4 +1,4 @@
-"""The kernel that updates one large parameter, against PyTorch's AdamW; without a GPU in Triton's interpreter."""
+"""Kernels that go once over a large parameter's memory; without a GPU in Triton's interpreter."""
 
 import os
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from model_center.engine import TorchEngine, use_engine
-from model_center.engine.optim import AdamOptimizer, adam
+from model_center.engine import TorchEngine, tensors, use_engine
+from model_center.engine.optim import AdamOptimizer, clip_grad_norm
 
 pytest.importorskip("triton")
 COMPILED = torch.cuda.is_available()
@@ -33,7 +33,7 @@ def test_interpreted() -> None:
 def test_follows_torchs_adamw(elements: int, dtype: torch.dtype) -> None:
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("the interpreter takes the bits of bfloat16 for integers")
-    from model_center.engine.optim import fused_adam
+    from model_center.engine.optim import kernels
 
     torch.manual_seed(0)
     master = torch.randn(elements, device=DEVICE)
@@ -47,12 +47,23 @@ def test_follows_torchs_adamw(elements: int, dtype: torch.dtype) -> None:
         reference.grad = gradient.float() / 64
         optimizer.step()
         first, second = moments
-        fused_adam.update([parameter], [gradient], [master], [first], [second], [step], scale=64, **options)  # type: ignore[arg-type]
+        kernels.update([parameter], [gradient], [master], [first], [second], [step], scale=64, **options)  # type: ignore[arg-type]
         assert_close(master, reference.detach(), rtol=2e-6, atol=2e-7)
         assert torch.equal(parameter, master.to(dtype))
     assert step == 4
     assert_close(moments[0], optimizer.state[reference]["exp_avg"], rtol=1e-5, atol=1e-7)
     assert_close(moments[1], optimizer.state[reference]["exp_avg_sq"], rtol=1e-5, atol=1e-9)
+
+
+@runs_kernels
+def test_multiplies_in_place() -> None:
+    from model_center.engine.optim import kernels
+
+    gradients = [torch.randn(elements, device=DEVICE).half() for elements in (2048, 5001)]
+    expected = [(gradient.float() * 0.37).half() for gradient in gradients]
+    kernels.multiply(gradients, torch.tensor(0.37, device=DEVICE))
+    for gradient, product in zip(gradients, expected, strict=True):
+        assert torch.equal(gradient, product)
 
 
 @pytest.mark.skipif(not COMPILED, reason="needs a CUDA device")
@@ -61,7 +72,7 @@ def test_large_parameters_are_updated_as_small_ones_are(dtype: torch.dtype, monk
     """The same training, in which the kernel takes the large parameter, and in which it takes none."""
     results = []
     for threshold in (2**12, 2**30):
-        monkeypatch.setattr(adam, "ONE_PASS_ELEMENTS", threshold)
+        monkeypatch.setattr(tensors, "ONE_PASS_ELEMENTS", threshold)
         with use_engine(TorchEngine(DEVICE)):
             torch.manual_seed(0)
             shapes = [(80, 100), (33,), (70, 64)]
@@ -70,6 +81,7 @@ def test_large_parameters_are_updated_as_small_ones_are(dtype: torch.dtype, monk
             for _ in range(5):
                 for parameter in parameters:
                     parameter.grad = torch.randn_like(parameter)
+                clip_grad_norm(optimizer.param_groups, max_norm=10.0, scale=2.0)
                 optimizer.step(scale=2.0)
             results.append([optimizer.state[parameter]["master"] for parameter in parameters])
     for large, small in zip(*results, strict=True):

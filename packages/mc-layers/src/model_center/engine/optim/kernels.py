@@ -1,6 +1,6 @@
-"""Adam's update of a large half-precision parameter in one pass over memory, as a Triton kernel."""
+"""Triton kernels that go once over the memory of a large half-precision parameter."""
 
-# Triton compiles the kernel and knows no annotations of its own values.
+# Triton compiles kernels and knows no annotations of its own values.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from collections.abc import Sequence
@@ -32,6 +32,24 @@ def _update_kernel(
     tl.store(exp_avg_sq_ptr + places, exp_avg_sq, mask=inside)
     tl.store(master_ptr + places, master, mask=inside)
     tl.store(parameter_ptr + places, master.to(parameter_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _scale_kernel(gradient_ptr, factor_ptr, elements, TILE: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = places < elements
+    gradient = tl.load(gradient_ptr + places, mask=inside, other=0.0).to(tl.float32) * tl.load(factor_ptr)
+    tl.store(gradient_ptr + places, gradient.to(gradient_ptr.dtype.element_ty), mask=inside)
+
+
+def multiply(gradients: Sequence[torch.Tensor], factor: torch.Tensor) -> None:
+    """Multiplies contiguous gradients, in place, by a float32 scalar on their device.
+
+    PyTorch's multi-tensor multiplication does not take a scalar of another type.
+    """
+    for gradient in gradients:
+        elements = gradient.numel()
+        _scale_kernel[(triton.cdiv(elements, _TILE),)](gradient, factor, elements, TILE=_TILE)
 
 
 def update(
