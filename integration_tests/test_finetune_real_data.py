@@ -27,16 +27,15 @@ ROWS = {"train": 20, "dev": 10}
 
 
 def cut(shared: Path, folder: Path) -> Path:
-    """The first rows of every task."""
+    """The first rows of the tasks."""
     data = shared / "data"
     for split, count in ROWS.items():
         name = {"dev": "val"}.get(split, split)
-        for task in ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC"):
+        for task in ("BoolQ", "COPA", "RTE", "WiC"):
             with (data / "superglue" / task / f"{name}.jsonl").open(encoding="utf-8") as rows:
                 _write(folder / task / f"{name}.jsonl", "".join(itertools.islice(rows, count)))
-        for task in ("MultiRC", "ReCoRD"):
-            with (data / "fewglue" / task / "train.jsonl").open(encoding="utf-8") as rows:
-                _write(folder / task / f"{name}.jsonl", "".join(itertools.islice(rows, 3)))
+        with (data / "fewglue" / "ReCoRD" / "train.jsonl").open(encoding="utf-8") as rows:
+            _write(folder / "ReCoRD" / f"{name}.jsonl", "".join(itertools.islice(rows, 6)))
         with (data / "LCQMC" / "dev.tsv").open(encoding="utf-8") as rows:
             _write(folder / "LCQMC" / f"{split}.tsv", "".join(itertools.islice(rows, count + 1)))
         squad = json.loads((data / "squad" / f"{split}-v1.1.json").read_text(encoding="utf-8"))
@@ -58,10 +57,10 @@ def data(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("family", "tasks"),
     [
-        ("bert", ["RTE", "COPA"]),
-        ("gpt2", ["CB", "COPA", "ReCoRD"]),
-        ("gptj", ["WiC", "MultiRC"]),
-        ("t5", ["BoolQ", "WSC", "SQuAD"]),
+        ("bert", ["RTE"]),
+        ("gpt2", ["COPA", "ReCoRD"]),
+        ("gptj", ["WiC"]),
+        ("t5", ["BoolQ", "SQuAD"]),
         ("cpm1", ["LCQMC"]),
         ("cpm2", ["LCQMC"]),
     ],

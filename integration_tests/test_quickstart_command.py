@@ -35,7 +35,7 @@ def test_a_short_quick_start(few_rows: Path, tmp_path: Path, capsys: pytest.Capt
     output = capsys.readouterr()
     score = read_status(run)["result"]["best"]["score"]
     assert output.out.splitlines()[-3:] == [
-        f"dev accuracy  {score:.1%} after epoch 1 (always the majority class: 50.0%)",
+        f"dev accuracy  {score:.1%} after epoch 1 (always the commonest answer: 50.0%)",
         f"plot          {run / 'plot.png'}",
         f"checkpoint    {run / 'checkpoints' / 'best'}",
     ]

@@ -20,11 +20,11 @@ from model_center.recipe import (
     OptimizerOptions,
     evaluate_checkpoint,
     finetune,
+    load_task_model,
     prepare,
 )
 from model_center.recipe.configuration import EngineOptions
 from model_center.recipe.decoding import decode_greedily
-from model_center.recipe.evaluation import load_task_model
 from model_center.recipe.prompting import TextWriter, WordChooser
 
 TASKS = {"gpt2": "BoolQ", "gptj": "BoolQ", "t5": "BoolQ", "cpm1": "LCQMC", "cpm2": "LCQMC"}

@@ -43,4 +43,4 @@ def say_interrupted(message: str) -> int:
 def print_lines(console: Console, lines: Mapping[str, object]) -> None:
     """Print names and values in two columns."""
     for name, value in lines.items():
-        console.print(f"{name:<14}{value}", highlight=False, soft_wrap=True)
+        console.print(f"{name:<13} {value}", highlight=False, soft_wrap=True)

@@ -72,7 +72,7 @@ def evaluate(
 
 
 def majority_scores(dataset: TaskDataset) -> dict[str, float]:
-    """Return a task's official measures for always giving the split's most frequent class, or text."""
+    """Return a task's official measures for always giving the split's commonest answer, a class or a text."""
     labels = dataset.labels or []
     given: list[Prediction] = [*labels] or [answers[0] for answers in dataset.answers]
     ((majority, _),) = Counter(given).most_common(1)

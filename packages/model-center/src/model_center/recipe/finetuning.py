@@ -100,10 +100,9 @@ def run(config: FinetuneConfig, console: Console, *, overwrite: bool) -> int:
     except KeyboardInterrupt:
         return say_interrupted(f"interrupted; {job.config.output} holds the metrics and checkpoints so far")
     best, run = result.best, result.run
-    majority = "the majority class" if job.train_loader.dataset.task.labels else "the most frequent answer"
-    baseline = f"always {majority}: {best.baseline:.1%}"
+    baseline = f"always the commonest answer: {best.baseline:.1%}"
     lines = {
-        f"dev {best.measure}": f"{best.score:.1%} after epoch {best.epoch:.3g} ({baseline})",
+        f"dev {best.measure.replace('_', ' ')}": f"{best.score:.1%} after epoch {best.epoch:.3g} ({baseline})",
         "plot": run.plot,
         "checkpoint": run.checkpoint("best"),
     }

@@ -86,7 +86,7 @@ class EvaluationMetrics(LossMetrics):
     score: float
     """Its value, from 0 to 1."""
     baseline: float
-    """Its value for always answering the split's most frequent class."""
+    """Its value for always giving the split's commonest answer."""
     scores: Mapping[str, float]
     """All official measures of the task by name."""
     samples: int

@@ -150,7 +150,7 @@ def result_line(metrics: ValidationMetrics | EvaluationMetrics) -> str:
     scores = " | ".join(f"{name} {score:.1%}" for name, score in metrics.scores.items())
     return (
         f"evaluation after step {metrics.step} (epoch {metrics.epoch:.2f}): loss {metrics.loss:.4f} | {scores} | "
-        f"{metrics.measure} of the majority class {metrics.baseline:.1%} | {metrics.samples} samples"
+        f"{metrics.measure} of the commonest answer {metrics.baseline:.1%} | {metrics.samples} samples"
     )
 
 

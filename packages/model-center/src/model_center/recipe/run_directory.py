@@ -5,7 +5,7 @@
     metrics.jsonl      one JSON object a line for every training step and every evaluation
     tensorboard/       the same as TensorBoard events
     plot.png           loss and score over the steps
-    checkpoints/       best and last: encoder, classifier and tokenizer
+    checkpoints/       best and last: model, what it answers with, and tokenizer
     .lock              locked while a run writes here, so that no other one does
 
 A killed process leaves "running" behind, so a directory counts as a whole run only when its status says finished.
