@@ -127,8 +127,8 @@ def prepare_pretraining(
     config, callbacks = config.resolved(), callbacks or Callbacks()
     if config.wandb.mode != "disabled":
         import_wandb()
-    found, overwrite = find_start(config, resume=resume_run, overwrite=overwrite)
     engine.init_distributed(seed=config.seed, **config.engine.settings)
+    found, overwrite = find_start(config, resume=resume_run, overwrite=overwrite)
     family, model_config = configured_model(config.model)
     tokenizer, objective = _prepare_text(config, model_config, callbacks)
     data = _open_data(config, tokenizer, objective)

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from model_center import engine
 
+from .agreement import from_first, together
 from .checkpoints import CheckpointStore, Found, find_newest
 from .metrics import ValidationMetrics, valid_records
 from .planning import state_bytes
@@ -44,18 +45,30 @@ def open_store(config: PretrainConfig) -> CheckpointStore:
 def find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tuple[Found, bool]:
     """Find the checkpoint to go on from, and check that the output directory may be written.
 
+    All processes must call it. The first one looks, and tells the others: a network file system may show them less.
+
     Args:
         config: The configuration, resolved.
         resume: Whether to go on from the newest whole checkpoint, if there is one.
         overwrite: Whether an earlier run may be deleted.
 
     Returns:
-        The checkpoint, if any, and whether what the output directory holds is to be deleted: a run that ended before
-        its first checkpoint begins again.
+        The checkpoint, if any (the damaged ones on the first process only), and whether what the output directory
+        holds is to be deleted: a run that ended before its first checkpoint begins again.
 
     Raises:
-        ValueError: The directory may not be written, or its checkpoints are all damaged; the message names them.
+        ValueError: The directory may not be written, its checkpoints are all damaged (the message names them), or one
+            is of a newer format.
     """
+    is_first = engine.rank() == 0
+    found, deletes = together(
+        lambda: _find_start(config, resume=resume, overwrite=overwrite) if is_first else (Found(None), False)
+    )
+    path, deletes = from_first([found.path and str(found.path), deletes])
+    return Found(path and Path(path), found.damaged), deletes
+
+
+def _find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tuple[Found, bool]:
     output = Path(config.output)
     checkpoints = output / "checkpoints"
     found = find_newest(checkpoints, verify=True) if resume else Found(None)
