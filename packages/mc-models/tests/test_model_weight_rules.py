@@ -110,6 +110,6 @@ def test_tensors_that_the_other_side_cannot_hold(tmp_path: Path) -> None:
         by_name["gpt2"].make(tied=False).export_huggingface(tmp_path / "gpt2")
     with pytest.raises(ValueError, match=r"no T5 with a classification head \(`cls_head`\)"):
         by_name["t5"].make(cls_head=2).export_huggingface(tmp_path / "t5")
-    with pytest.raises(ValueError, match=r"Transformers has no counterpart of CPM1; use save_pretrained"):
+    with pytest.raises(ValueError, match="Transformers has no counterpart of CPM1"):
         by_name["cpm1"].make().export_huggingface(tmp_path / "cpm1")
     assert not list(tmp_path.iterdir())

@@ -231,13 +231,22 @@ class BaseModel(Module):
         return config, Exported(state, expand(table.rules, self.config.depths), table.exported)
 
     def _exported_config(self) -> tuple[Table, dict[str, Any]]:
+        table, architecture = self.counterpart()
+        return table, {**self.config.checked_huggingface(), "architectures": [architecture]}
+
+    def counterpart(self) -> tuple[Table, str]:
+        """The weight rules, and the class of Transformers that has the head of this model.
+
+        Raises:
+            ValueError: there is none.
+        """
         table = self.table(self.config)
         if table is None:
-            raise ValueError(f"Transformers has no counterpart of {type(self).__name__}; use save_pretrained")
+            raise ValueError(f"Transformers has no counterpart of {type(self).__name__}")
         architecture = table.architecture if self.config.cls_head is None else table.classifier
         if architecture is None:
             raise ValueError(f"Transformers has no {type(self).__name__} with a classification head (`cls_head`)")
-        return table, {**self.config.checked_huggingface(), "architectures": [architecture]}
+        return table, architecture
 
     def has_scores(self, absent: Iterable[str]) -> bool:
         """Whether it has the weights that logits need, without the heads (of those that it has) that are absent."""

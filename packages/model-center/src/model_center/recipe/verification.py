@@ -34,7 +34,7 @@ from .verification_checks import (
     check_states,
     check_weights,
 )
-from .verification_runs import run_ours, run_transformers, table_of
+from .verification_runs import run_ours, run_transformers
 from .verification_sample import Sample, SampleOptions, make_sample
 
 FORMAT, FORMAT_VERSION = "model_center.parity", 1
@@ -154,7 +154,7 @@ def open_both(config: VerifyConfig) -> tuple[StoredModel, StoredModel]:
     family = own.get("model_type", raw.get("model_type"))  # directories of ModelCenter 0.1 to 1.0 do not name theirs
     changes: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
     ours = open_stored(config.checkpoint, family, changes)
-    table_of(ours.model)
+    ours.model.counterpart()  # there may be none, which matters more than what the other directory is
     if raw.get("model_type") != family:
         raise ValueError(
             f"both must be of the same family, but {config.checkpoint} is a {family!r} and {config.against} a "

@@ -10,7 +10,7 @@ from model_center.model.operations import PadRows
 from model_center.model.rules import Row, expand
 
 from .stored_models import StoredModel
-from .verification_runs import Observed, gradients_as_theirs, table_of
+from .verification_runs import Observed, gradients_as_theirs
 from .verification_sample import Sample
 
 SMALLEST_GRADIENT = 1e-3
@@ -80,7 +80,7 @@ class Measure:
 
 def check_names(ours: StoredModel, theirs: StoredModel) -> Check:
     """Whether every weight of one side has its counterpart on the other, with the same shape."""
-    table = table_of(ours.model)
+    table, _ = ours.model.counterpart()
     problems: list[str] = []
     notes: list[str] = []
     here, there = ours.weights, theirs.weights
@@ -186,7 +186,7 @@ def check_gradients(found: Observed, expected: Observed, theirs: StoredModel, me
 
 
 def _rows(stored: StoredModel) -> list[Row]:
-    return expand(table_of(stored.model).rules, stored.model.config.depths)
+    return expand(stored.model.counterpart()[0].rules, stored.model.config.depths)
 
 
 def _relative(found: Tensor, expected: Tensor, floor: float = 0.0) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from model_center.engine import TorchEngine, use_engine
 from model_center.model import BaseModel
 from model_center.model.output_projection import IGNORED
-from model_center.model.rules import Row, Table
+from model_center.model.rules import Row
 from model_center.model.t5_scaling import T5ScalingConfig
 
 from .verification_sample import Sample
@@ -83,8 +83,8 @@ def run_transformers(
     Raises:
         ValueError: Transformers cannot load it.
     """
-    table = table_of(model)
-    theirs, missing = _load(directory, _architecture(model, table, absent), dtype)
+    table, architecture = model.counterpart()
+    theirs, missing = _load(directory, architecture if model.has_scores(absent) else "AutoModel", dtype)
     outputs = theirs(**_inputs(sample, dtype), output_hidden_states=True)
     logits = None
     if model.has_scores(absent):
@@ -95,20 +95,6 @@ def run_transformers(
     gradients = {table.canonical(name): each for name, each in _gradients(theirs.named_parameters()).items()}
     observed = Observed(_states(outputs, sample, absent), None if logits is None else logits.detach(), gradients)
     return observed, [name for name in map(table.canonical, missing) if not table.is_derived(name)]
-
-
-def table_of(model: BaseModel) -> Table:
-    """The weight rules of a model's family.
-
-    Raises:
-        ValueError: Transformers has no such family.
-    """
-    table = model.table(model.config)
-    if table is None:
-        raise ValueError(
-            f"Transformers has no counterpart of {type(model).__name__}, so there is nothing to compare it with"
-        )
-    return table
 
 
 def gradients_as_theirs(
@@ -139,15 +125,6 @@ def gradients_as_theirs(
         before, total = found.get(name, ("", torch.zeros_like(gradient)))
         found[name] = ", ".join(filter(None, (before, *row.ours))), total + gradient
     return found
-
-
-def _architecture(model: BaseModel, table: Table, absent: Sequence[str]) -> str:
-    if not model.has_scores(absent):
-        return "AutoModel"
-    architecture = table.architecture if model.config.cls_head is None else table.classifier
-    if architecture is None:
-        raise ValueError(f"Transformers has no {type(model).__name__} with a classification head (`cls_head`)")
-    return architecture
 
 
 def _load(directory: Path, architecture: str, dtype: torch.dtype) -> tuple[Any, list[str]]:
