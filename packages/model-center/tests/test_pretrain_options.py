@@ -1,4 +1,5 @@
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from model_center.recipe.cli import main
 from model_center.recipe.configuration import EngineOptions, OptimizerOptions
 from model_center.recipe.pretrain_configuration import (
     BatchOptions,
@@ -99,6 +101,32 @@ BAD: dict[str, Callable[[], object]] = {
 def test_bad_values(message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data.objectiv", "causal"], r"unknown option --data\.objectiv causal; did you mean '--data\.objective'"),
+        (
+            ["--config", "data: {mask_shar: 0.2}"],
+            r"unknown option 'data\.mask_shar'; did you mean '--data\.mask_share'",
+        ),
+        (["--config", "wandb: {mode: sometimes}"], r"--wandb\.mode: expected one of .*offline.*, got sometimes"),
+        (["--config", "data: {pack: false, full_rows: true}"], r"data\.pack must be true with data\.full_rows"),
+        (["--watch.divergence", "1"], r"watch\.divergence must be above 1 or null, but is 1\.0"),
+        (["--preset", "gpt2-tiny-txt"], r"there is no preset 'gpt2-tiny-txt', .*; did you mean 'gpt2-tiny-text'\?"),
+    ],
+)
+def test_bad_words(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if words[0] == "--config":
+        (tmp_path / "bad.yaml").write_text(words[1])
+        words = ["--config", str(tmp_path / "bad.yaml")]
+    given = ["--output", "run", "--model.name", "gpt2-base", "--data.path", "ids", "--data.tokenizer", "words"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", *given, *words])
+    assert stopped.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert re.search("^model-center pretrain: error: .*" + message, error), error
 
 
 def test_every_option_has_a_description() -> None:

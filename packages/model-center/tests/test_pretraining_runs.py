@@ -12,29 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model_center import recipe
 from model_center.dataset import make_builder
 from model_center.engine.optim import AdamOptimizer
 from model_center.model.base import BaseModel
-from model_center.recipe.anomalies import TrainingStoppedError
-from model_center.recipe.callbacks import Callbacks, MicroBatch
+from model_center.recipe import Callbacks, OptimizerOptions, PretrainConfig, PretrainingJob, pretrain
+from model_center.recipe.callbacks import MicroBatch
 from model_center.recipe.cli import main
-from model_center.recipe.configuration import OptimizerOptions, WandbOptions
-from model_center.recipe.metrics import StepMetrics, ValidationMetrics
-from model_center.recipe.pretrain_configuration import (
-    BatchOptions,
-    CheckpointOptions,
-    PretrainConfig,
-    PretrainDataOptions,
-    PretrainModelOptions,
-    ValidationOptions,
-    WatchOptions,
-)
-from model_center.recipe.pretraining import pretrain
-from model_center.recipe.pretraining_job import PretrainingJob, predicted_peak, prepare_pretraining
-from model_center.recipe.run_directory import read_status
+from model_center.recipe.pretraining import run_recorders
+from model_center.recipe.pretraining_job import predicted_peak
+from model_center.recipe.run_directory import RunDirectory
 from model_center.tokenizer import load_tokenizer
 
 STEPS = 6
@@ -52,12 +43,12 @@ def base(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainCon
     return PretrainConfig(
         output="unset",
         max_steps=STEPS,
-        model=PretrainModelOptions(name=str(encoder), from_scratch=True, precision="fp32"),
-        data=PretrainDataOptions(path=str(folder), tokenizer=str(encoder), max_length=16, validation_share=0.2),
-        batch=BatchOptions(global_size=4, micro_size=2),
+        model=recipe.PretrainModelOptions(name=str(encoder), from_scratch=True, precision="fp32"),
+        data=recipe.PretrainDataOptions(path=str(folder), tokenizer=str(encoder), max_length=16, validation_share=0.2),
+        batch=recipe.BatchOptions(global_size=4, micro_size=2),
         optimizer=OptimizerOptions(learning_rate=1e-2, schedule="constant", warmup_steps=2),
-        checkpoints=CheckpointOptions(every_steps=3, every_minutes=None, asynchronous=False),
-        validation=ValidationOptions(every_steps=3),
+        checkpoints=recipe.CheckpointOptions(every_steps=3, every_minutes=None, asynchronous=False),
+        validation=recipe.ValidationOptions(every_steps=3),
     )
 
 
@@ -115,14 +106,14 @@ def test_what_else_may_change(resumed: PretrainConfig) -> None:
         resumed,
         max_steps=8,
         log_every=3,
-        batch=BatchOptions(global_size=4, micro_size=3),
+        batch=recipe.BatchOptions(global_size=4, micro_size=3),
         optimizer=OptimizerOptions(learning_rate=5e-3, schedule="constant", warmup_steps=2, weight_decay=0.5),
-        validation=ValidationOptions(every_steps=1, batches=1),
-        checkpoints=CheckpointOptions(every_steps=1, keep_last=5),
+        validation=recipe.ValidationOptions(every_steps=1, batches=1),
+        checkpoints=recipe.CheckpointOptions(every_steps=1, keep_last=5),
     )
 
     class Decay(Callbacks):
-        def after_step(self, job: PretrainingJob, metrics: StepMetrics) -> None:
+        def after_step(self, job: PretrainingJob, metrics: recipe.StepMetrics) -> None:
             self.seen = [group["weight_decay"] for group in job.optimizer.param_groups]
 
     callbacks = Decay()
@@ -137,7 +128,7 @@ def test_what_else_may_change(resumed: PretrainConfig) -> None:
     ("changes", "message"),
     [
         ({"seed": 1}, "seed: 0 in the checkpoint, 1 here"),
-        ({"batch": BatchOptions(global_size=8)}, r"batch\.global_size: 4 in the checkpoint, 8 here"),
+        ({"batch": recipe.BatchOptions(global_size=8)}, r"batch\.global_size: 4 in the checkpoint, 8 here"),
         ({"max_steps": 5}, "max_steps must be at least the 6 steps that .* has done, but is 5"),
     ],
 )
@@ -162,11 +153,11 @@ def test_a_finished_run_has_nothing_left_to_do(resumed: PretrainConfig) -> None:
     result = pretrain(resumed, resume="auto")
     assert records(resumed.output) == before
     assert [validation.step for validation in result.validations] == [3, 6]
-    assert read_status(Path(resumed.output))["state"] == "finished"
+    assert recipe.read_status(Path(resumed.output))["state"] == "finished"
 
 
 class Broken(Callbacks):
-    def after_step(self, job: PretrainingJob, metrics: StepMetrics) -> None:
+    def after_step(self, job: PretrainingJob, metrics: recipe.StepMetrics) -> None:
         raise RuntimeError("power failure")
 
 
@@ -181,7 +172,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again(base: Pretrai
 
 
 def test_what_a_run_tells(short: Path) -> None:
-    steps, validations, status = records(short), records(short, "validation"), read_status(short)
+    steps, validations, status = records(short), records(short, "validation"), recipe.read_status(short)
     for record in steps:
         assert record["perplexity"] == pytest.approx(math.exp(record["loss"]))
         assert record["tflops"] * 1e12 * record["seconds"] > 6 * record["tokens"] * 2000  # parameters of the blocks
@@ -196,7 +187,7 @@ def test_what_a_run_tells(short: Path) -> None:
 
 
 def test_prediction_of_a_gpu_holds_weights_gradients_and_states(base: PretrainConfig, tmp_path: Path) -> None:
-    job = prepare_pretraining(replace(base, output=str(tmp_path / "run")))
+    job = recipe.prepare_pretraining(replace(base, output=str(tmp_path / "run")))
     with job.data:
         objective = job.callbacks.make_objective(job.model.config, job.tokenizer, base.data.objective_options)
         found = predicted_peak(base, type(job.model), job.model.config, objective) * 2**30
@@ -216,12 +207,12 @@ class Changed(Callbacks):
     def summed_loss(self, model: BaseModel, batch: MicroBatch) -> Tensor:
         return 2 * super().summed_loss(model, batch)
 
-    def after_step(self, job: PretrainingJob, metrics: StepMetrics) -> None:
+    def after_step(self, job: PretrainingJob, metrics: recipe.StepMetrics) -> None:
         assert metrics.step == job.step
         assert job.optimizer.param_groups[0]["betas"][1] == 0.5
         self.events.append(("step", job.step))
 
-    def after_validation(self, job: PretrainingJob, metrics: ValidationMetrics) -> None:
+    def after_validation(self, job: PretrainingJob, metrics: recipe.ValidationMetrics) -> None:
         assert not job.model.training
         self.events.append(("validation", metrics.step))
 
@@ -246,11 +237,13 @@ def test_a_learning_rate_that_explodes_stops_the_run(base: PretrainConfig, tmp_p
         output=str(tmp_path / "run"),
         max_steps=100,
         optimizer=OptimizerOptions(learning_rate=1.0, schedule="constant", warmup_steps=1),
-        watch=WatchOptions(patience=3),
+        watch=recipe.WatchOptions(patience=3),
     )
-    with pytest.raises(TrainingStoppedError, match=r"watch\.divergence.*Lower optimizer\.learning_rate \(now 1\)"):
+    with pytest.raises(
+        recipe.TrainingStoppedError, match=r"watch\.divergence.*Lower optimizer\.learning_rate \(now 1\)"
+    ):
         pretrain(config)
-    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert recipe.read_status(tmp_path / "run")["state"] == "failed"
     assert list((tmp_path / "run" / "anomalies").glob("step-*.json"))
 
 
@@ -259,7 +252,7 @@ def test_disks_that_are_too_small(base: PretrainConfig, tmp_path: Path, monkeypa
 
     def warning(free: int) -> str | None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-        job = prepare_pretraining(config)
+        job = recipe.prepare_pretraining(config)
         job.data.close()
         return job.warning
 
@@ -274,7 +267,7 @@ def test_a_missing_wandb_is_named_before_anything_begins(
     base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    config = replace(base, output=str(tmp_path / "run"), wandb=WandbOptions(mode="offline"))
+    config = replace(base, output=str(tmp_path / "run"), wandb=recipe.WandbOptions(mode="offline"))
     with pytest.raises(ImportError, match='extra "wandb"'):
         pretrain(config)
     assert not Path(config.output).exists()
@@ -333,3 +326,21 @@ def test_misspelt_options_of_the_model(
     error = failure(capsys, config)
     assert "num_layrs" in error
     assert "num_layers" in error
+
+
+def test_weights_and_biases_get_what_is_configured(
+    base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("model_center.recipe.pretraining_job.import_wandb", lambda: None)
+    monkeypatch.setattr("model_center.recipe.pretraining.WeightsAndBiases", lambda run, **given: made.append(given))
+    config = replace(base, output=str(tmp_path / "run"), wandb=recipe.WandbOptions(mode="offline", project="tests"))
+    job = recipe.prepare_pretraining(config)
+    job.data.close()
+    (tmp_path / "run").mkdir()
+    recorders = run_recorders(RunDirectory(tmp_path / "run"), job, Console(quiet=True))
+    for recorder in recorders[:-1]:
+        recorder.close()
+    (given,) = made
+    assert (given["project"], given["name"], given["mode"]) == ("tests", "run", "offline")
+    assert given["config"]["max_steps"] == STEPS

@@ -173,6 +173,10 @@ class Parser(ArgumentParser):
 
     _reading: str | None = None
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # What argparse takes for the short form of an option is most often a misspelt one.
+        super().__init__(*arguments, allow_abbrev=False, **options)
+
     def parse_path(self, cfg_path: str | PathLike[str], *arguments: Any, **options: Any) -> Namespace:
         """Read a configuration file, whose name is put before the errors found in it."""
         self._reading = str(cfg_path)
