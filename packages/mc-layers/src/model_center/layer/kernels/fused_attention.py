@@ -101,50 +101,29 @@ def fused_attention(
     return output
 
 
-@torch.library.custom_op("model_center::attention", mutates_args=())
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    key_lengths: Tensor | None,
-    key_mask: Tensor | None,
-    groups: Tensor | None,
-    cumulative: Tensor | None,
-    seed: Tensor | None,
-    longest: int,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-) -> tuple[Tensor, Tensor]:
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_lengths, Tensor? key_mask, Tensor? groups, "
+    "Tensor? cumulative, Tensor? seed, SymInt longest, bool is_causal, float scale, float dropout_p"
+)
+"""What `KernelCall` takes, as both operators pass it on."""
+
+
+@torch.library.custom_op("model_center::attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
+def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Return the output and, for each sequence, head and query, the logarithm of the sum of exponentials."""
-    masks = (key_lengths, key_mask, groups, cumulative, seed)
-    return KernelCall(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p).forward()
+    return KernelCall(*arguments).forward()
 
 
-@torch.library.custom_op("model_center::attention_backward", mutates_args=())
-def _attention_backward(
-    gradient: Tensor,
-    output: Tensor,
-    log_sum: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias: Tensor | None,
-    key_lengths: Tensor | None,
-    key_mask: Tensor | None,
-    groups: Tensor | None,
-    cumulative: Tensor | None,
-    seed: Tensor | None,
-    longest: int,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    learns_bias: bool,
-) -> _Gradients:
+@torch.library.custom_op(
+    "model_center::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor output, Tensor log_sum, {_ARGUMENTS}, bool learns_bias) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+)
+def _attention_backward(gradient: Tensor, output: Tensor, log_sum: Tensor, *others: Any) -> _Gradients:
     """Return the gradients of queries, keys, values and bias (empty if that is not wanted)."""
-    masks = (key_lengths, key_mask, groups, cumulative, seed)
-    call = KernelCall(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p)
+    *arguments, learns_bias = others
+    call = KernelCall(*arguments)
     gradient = _with_whole_heads(gradient)
     known = (gradient, log_sum, call.delta(output, gradient))
     key_gradient, value_gradient = call.key_value_gradients(*known)
