@@ -9,21 +9,16 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
+from model_center import recipe
+from model_center.recipe import PretrainConfig
 from model_center.recipe.cli import main
-from model_center.recipe.configuration import EngineOptions, OptimizerOptions
-from model_center.recipe.pretrain_configuration import (
-    BatchOptions,
-    CheckpointOptions,
-    PretrainConfig,
-    PretrainDataOptions,
-    PretrainModelOptions,
-    ValidationOptions,
-    WatchOptions,
-)
 
 
 def config(**changes: Any) -> PretrainConfig:
-    model, data = PretrainModelOptions(name="gpt2-base"), PretrainDataOptions(path="tokens", tokenizer="words")
+    model, data = (
+        recipe.PretrainModelOptions(name="gpt2-base"),
+        recipe.PretrainDataOptions(path="tokens", tokenizer="words"),
+    )
     options: dict[str, Any] = {"output": "run", "model": model, "data": data}
     return PretrainConfig(**options | changes)
 
@@ -40,15 +35,17 @@ def parse(*arguments: str) -> PretrainConfig:
 def test_options_of_the_model_by_name() -> None:
     given = ["--output", "run", "--model.name", "gpt2-base", "--data.path", "tokens", "--data.tokenizer", "words"]
     found = parse(*given, "--model.options.num_layers", "4", "--model.options.dropout_p", "0.0")
-    assert found == config(model=PretrainModelOptions(name="gpt2-base", options={"num_layers": 4, "dropout_p": 0.0}))
+    assert found == config(
+        model=recipe.PretrainModelOptions(name="gpt2-base", options={"num_layers": 4, "dropout_p": 0.0})
+    )
 
 
 def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("words").mkdir()
-    model = PretrainModelOptions(name="t5-small", options={"num_encoder_layers": 2, "tied": True})
-    data = PretrainDataOptions(path="tokens", tokenizer="words", text="book.txt")
-    resolved = config(model=model, data=data, batch=BatchOptions(global_size=6)).resolved()
+    model = recipe.PretrainModelOptions(name="t5-small", options={"num_encoder_layers": 2, "tied": True})
+    data = recipe.PretrainDataOptions(path="tokens", tokenizer="words", text="book.txt")
+    resolved = config(model=model, data=data, batch=recipe.BatchOptions(global_size=6)).resolved()
     assert resolved.model == model
     assert (resolved.output, resolved.data.path) == (str(tmp_path / "run"), str(tmp_path / "tokens"))
     assert (resolved.data.text, resolved.data.tokenizer) == (str(tmp_path / "book.txt"), str(tmp_path / "words"))
@@ -59,8 +56,8 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, monkeypa
 
 
 BAD: dict[str, Callable[[], object]] = {
-    r"model\.name must be a directory or the name of a published size": lambda: PretrainModelOptions(name=""),
-    r"model\.precision must be one of half, bf16, fp32, but is 'fp8'": lambda: PretrainModelOptions(
+    r"model\.name must be a directory or the name of a published size": lambda: recipe.PretrainModelOptions(name=""),
+    r"model\.precision must be one of half, bf16, fp32, but is 'fp8'": lambda: recipe.PretrainModelOptions(
         name="gpt2-base",
         precision="fp8",  # type: ignore[arg-type]
     ),
@@ -78,21 +75,21 @@ BAD: dict[str, Callable[[], object]] = {
     ),
     r"data\.validation_name must differ from data\.name": lambda: replace(config().data, validation_name="train"),
     r"data\.path must be given": lambda: replace(config().data, path=""),
-    r"batch\.global_size must be positive, but is 0": lambda: BatchOptions(global_size=0),
-    r"batch\.micro_size must be positive, but is -1": lambda: BatchOptions(micro_size=-1),
-    r"checkpoints\.every_steps must be positive or null, but is 0": lambda: CheckpointOptions(every_steps=0),
-    r"checkpoints\.every_minutes must be positive or null": lambda: CheckpointOptions(every_minutes=-1.0),
-    r"checkpoints\.keep_last must be positive": lambda: CheckpointOptions(keep_last=0),
-    r"validation\.every_steps must be positive": lambda: ValidationOptions(every_steps=0),
-    r"validation\.batches must be positive or null": lambda: ValidationOptions(batches=0),
-    r"engine\.name must be one of torch, bmtrain": lambda: EngineOptions(name="jax"),  # type: ignore[arg-type]
-    r"engine\.zero_level must be 2 or 3": lambda: EngineOptions(zero_level=1),  # type: ignore[arg-type]
-    r"watch\.window must be above 1": lambda: WatchOptions(window=1),
+    r"batch\.global_size must be positive, but is 0": lambda: recipe.BatchOptions(global_size=0),
+    r"batch\.micro_size must be positive, but is -1": lambda: recipe.BatchOptions(micro_size=-1),
+    r"checkpoints\.every_steps must be positive or null, but is 0": lambda: recipe.CheckpointOptions(every_steps=0),
+    r"checkpoints\.every_minutes must be positive or null": lambda: recipe.CheckpointOptions(every_minutes=-1.0),
+    r"checkpoints\.keep_last must be positive": lambda: recipe.CheckpointOptions(keep_last=0),
+    r"validation\.every_steps must be positive": lambda: recipe.ValidationOptions(every_steps=0),
+    r"validation\.batches must be positive or null": lambda: recipe.ValidationOptions(batches=0),
+    r"engine\.name must be one of torch, bmtrain": lambda: recipe.EngineOptions(name="jax"),  # type: ignore[arg-type]
+    r"engine\.zero_level must be 2 or 3": lambda: recipe.EngineOptions(zero_level=1),  # type: ignore[arg-type]
+    r"watch\.window must be above 1": lambda: recipe.WatchOptions(window=1),
     r"max_steps must be positive, but is 0": lambda: config(max_steps=0),
     r"seed must be zero or positive": lambda: config(seed=-1),
     r"output must be a directory": lambda: config(output=""),
     r"optimizer\.warmup_steps must be at most max_steps \(10\), but is 11": lambda: config(
-        max_steps=10, optimizer=OptimizerOptions(warmup_steps=11)
+        max_steps=10, optimizer=recipe.OptimizerOptions(warmup_steps=11)
     ),
 }
 
