@@ -85,7 +85,6 @@ __all__ = [
     "finetune",
     "load_classifier",
     "load_task_model",
-    "load_task_model",
     "plot_losses",
     "plot_run",
     "prepare",
