@@ -153,14 +153,14 @@ def test_two_engines_in_one_process_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_script_that_has_initialised_bmtrain_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[int, bool | None, int]] = []
+    made: list[dict[str, Any]] = []
 
     class Engine(TorchEngine):
         name = "bmtrain"
 
-        def __init__(self, seed: int, use_checkpoint: bool | None, zero_level: int) -> None:
+        def __init__(self, **settings: Any) -> None:
             super().__init__(torch.device("cpu"))
-            made.append((seed, use_checkpoint, zero_level))
+            made.append(settings)
 
     modules: dict[str, dict[str, Any]] = {"bmtrain.global_var": {"config": {"initialized": True}}}
     modules["model_center.engine.bmtrain_engine"] = {"BMTrainEngine": Engine}
@@ -172,9 +172,10 @@ def test_a_script_that_has_initialised_bmtrain_gets_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(current, "_current", None)
     engine = current_engine()
-    assert (engine.name, engine is current_engine(), made) == ("bmtrain", True, [(0, None, 3)])
-    bmt.init_distributed(seed=7, use_checkpoint=False, zero_level=2)
-    assert (current_engine().name, made[1:]) == ("bmtrain", [(7, False, 2)])
+    assert (engine.name, engine is current_engine(), made) == ("bmtrain", True, [{"seed": 0}])
+    settings = {"seed": 7, "use_checkpoint": False, "zero_level": 2, "compile": True, "deterministic": False}
+    bmt.init_distributed(**settings)
+    assert (current_engine().name, made[1:]) == ("bmtrain", [settings])
 
 
 @pytest.mark.parametrize(

@@ -81,5 +81,12 @@ def test_defaults_are_bmtrains() -> None:
         "reduction": "mean",
         "label_smoothing": 0.0,
     }
-    init = {"seed": 0, "engine": None, "use_checkpoint": None, "zero_level": 3}
+    init = {
+        "seed": 0,
+        "engine": None,
+        "use_checkpoint": None,
+        "zero_level": 3,
+        "compile": False,
+        "deterministic": False,
+    }
     assert defaults(bmt.init_distributed) == init
