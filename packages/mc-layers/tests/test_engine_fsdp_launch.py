@@ -173,7 +173,13 @@ def test_a_script_that_has_initialised_bmtrain_gets_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(current, "_current", None)
     engine = current_engine()
     assert (engine.name, engine is current_engine(), made) == ("bmtrain", True, [{"seed": 0}])
-    settings = {"seed": 7, "use_checkpoint": False, "zero_level": 2, "compile": True, "deterministic": False}
+    settings: dict[str, Any] = {
+        "seed": 7,
+        "use_checkpoint": False,
+        "zero_level": 2,
+        "compile": True,
+        "deterministic": False,
+    }
     bmt.init_distributed(**settings)
     assert (current_engine().name, made[1:]) == ("bmtrain", [settings])
 
