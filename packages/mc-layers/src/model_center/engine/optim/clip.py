@@ -54,5 +54,9 @@ def clip_grad_norm(
 
         kernels.multiply(large, factor)
     for group in group_by_kind([gradient for gradient in local if not fits_one_pass(gradient)]):
-        torch._foreach_mul_(group, factor.to(group[0].device))
+        if group[0].itemsize > 2:
+            torch._foreach_mul_(group, factor.to(group[0].device))
+        else:  # which would round the factor to half precision on a GPU
+            for gradient in group:
+                gradient.copy_(gradient.float() * factor.to(gradient.device))
     return norm
