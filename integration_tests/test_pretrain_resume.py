@@ -199,10 +199,10 @@ def test_a_killed_run_goes_on_bit_by_bit(folder: Path, straight: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_go_on_bit_by_bit(folder: Path) -> None:
-    steps = 40
-    options = (f"--max_steps={steps}", "--validation.every_steps=20")
+    steps = 24
+    options = (f"--max_steps={steps}", "--validation.every_steps=12")
     run_whole(folder, "two", *options, processes=2)
-    run(folder, "two-killed", *options, processes=2, stop=25, number=signal.SIGKILL)
+    run(folder, "two-killed", *options, processes=2, stop=15, number=signal.SIGKILL)
     assert "resumed after step" in run_whole(folder, "two-killed", *options, "--resume=auto", processes=2).text
     assert_same_run(folder, "two", "two-killed", steps)
 
@@ -210,18 +210,18 @@ def test_two_processes_go_on_bit_by_bit(folder: Path) -> None:
 @pytest.mark.slow
 def test_other_numbers_of_processes_train_on_the_same_samples(folder: Path) -> None:
     """From one to two, four and one again; without dropout, of which every process draws its own."""
-    options = ("--max_steps=24", "--validation.every_steps=6", "--model.options.dropout_p=0.0", "--resume=auto")
+    options = ("--max_steps=12", "--validation.every_steps=3", "--model.options.dropout_p=0.0", "--resume=auto")
     expected = run_whole(folder, "alone", *options).samples
     found: dict[int, list[int]] = {}
-    for processes, stop in [(1, 5), (2, 11), (4, 17)]:
+    for processes, stop in [(1, 2), (2, 5), (4, 8)]:
         part = run(folder, "resharded", *options, processes=processes, stop=stop, number=signal.SIGTERM)
         assert part.codes == [130] * processes, part.text
         found |= part.samples
     last = run_whole(folder, "resharded", *options)
-    assert "resumed after step 18 " in last.text
+    assert "resumed after step 9 " in last.text
     found |= last.samples
     assert found == expected
-    assert [len(set(numbers)) for numbers in found.values()] == [GLOBAL_SIZE] * 24
+    assert [len(set(numbers)) for numbers in found.values()] == [GLOBAL_SIZE] * 12
     alone, resharded = losses(folder, "alone"), losses(folder, "resharded")
     assert [record[:2] for record in alone] == [record[:2] for record in resharded]
     assert [record[2] for record in resharded] == pytest.approx([record[2] for record in alone], abs=1e-4)
