@@ -123,3 +123,17 @@ def test_presets_are_configurations_of_models_that_exist(name: str) -> None:
     assert parsed.data.max_length <= (getattr(config, "position_size", None) or 512)
     if parsed.data.tokenizer.startswith("train:"):
         assert config.vocab_size == int(parsed.data.tokenizer[6:]) + family.padding_ids
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names("pretrain") if "-tiny-" in name])
+def test_small_presets_are_a_matter_of_minutes_and_can_be_killed(name: str) -> None:
+    preset = yaml.safe_load(preset_path("pretrain", name).read_text())
+    family = next(family for family in families.values() if preset["model"]["name"] in family.config_class.published)
+    config = replace(family.config_class.preset(preset["model"]["name"]), **preset["model"]["options"])
+    parameters = sum(parameter.numel() for parameter in family(config).parameters())
+    # Two cores do about 1e11 operations a second, of which training takes six for each parameter and token.
+    tokens = preset["max_steps"] * preset["batch"]["global_size"] * preset["data"]["max_length"]
+    assert 6 * parameters * tokens < 240 * 1e11
+    assert preset["checkpoints"]["every_steps"] <= preset["max_steps"] / 5
+    assert preset["max_steps"] % preset["validation"]["every_steps"] == 0
+    assert preset["data"]["text"] == "sample:shakespeare"
