@@ -41,10 +41,12 @@ class RealPositions:
             torch._dynamo.maybe_mark_dynamic(row, 1)
         return row
 
-    def put_back(self, row: Tensor) -> Tensor:
-        """Return (batch, length, size) with the positions of `row`, shape (1, tokens, size), and zeros at padding."""
-        everywhere = row.new_zeros(self.batch * self.length, row.shape[-1])
-        return everywhere.index_copy(0, self.indices, row[0]).view(self.batch, self.length, -1)
+    def put_back(self, row: Tensor, at_padding: Tensor) -> Tensor:
+        """Return `at_padding`, (batch, length, size), with the real positions replaced by `row`, (1, tokens, size).
+
+        No gradient goes to `at_padding`.
+        """
+        return at_padding.detach().flatten(0, 1).index_copy(0, self.indices, row[0]).view_as(at_padding)
 
     def rotations(self, positions: RotaryPositions) -> RotaryPositions:
         """Return the rotations of the real positions."""

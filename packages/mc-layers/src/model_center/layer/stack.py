@@ -157,7 +157,10 @@ class _Stack(BlockOptions, Module):
     def _run_without_padding(
         self, hidden_states: Tensor, mask: Mask | None, position_bias: PositionBias | None
     ) -> Tensor | None:
-        """Return what `forward` does, with zeros at padding; None where leaving it out is no gain or not possible."""
+        """Return what `forward` does, but its input at padding; None where leaving it out is no gain or not possible.
+
+        Zeros there would make the norm of a head multiply gradients by a million, if a script has labels at padding.
+        """
         by_distance = isinstance(position_bias, Tensor) and position_bias.dim() == 2
         known = position_bias is None or by_distance or isinstance(position_bias, RotaryPositions)
         if not known or not isinstance(mask, AttentionMask) or not saves_padding(hidden_states, self.dim_head):
@@ -168,7 +171,7 @@ class _Stack(BlockOptions, Module):
         if isinstance(position_bias, RotaryPositions):
             position_bias = real.rotations(position_bias)
         row = self.layers(real.take(hidden_states), real.packing, position_bias)
-        return real.put_back(self.output_layernorm(row))
+        return real.put_back(self.output_layernorm(row), hidden_states)
 
     def _check_inputs(
         self,
