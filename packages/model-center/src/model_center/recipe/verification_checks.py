@@ -120,7 +120,8 @@ def check_weights(ours: StoredModel, theirs: StoredModel, measure: Measure) -> C
         # Rows that only fill up our vocabulary are not stored there, and mean nothing.
         padding = sum(each.rows for each in theirs.weights.rows[name].operations if isinstance(each, PadRows))
         here, there = (stored.weights[name].double() for stored in (ours, theirs))
-        found.append(Difference(name, source, _relative(*(each[: len(each) - padding] for each in (here, there)))))
+        rows = len(here) - padding
+        found.append(Difference(name, source, _relative(here[:rows], there[:rows])))
     types = [next(iter(stored.weights.values())).dtype for stored in (ours, theirs)]
     note = f"stored in {types[0]} here, {types[1]} there: differences of its rounding are to be expected"
     return measure.check("weights", found, notes=[note.replace("torch.", "")] if types[0] != types[1] else [])
@@ -144,8 +145,10 @@ def check_loading(theirs: StoredModel, missing: Iterable[str]) -> Check:
 
 def check_states(found: Observed, expected: Observed, measure: Measure) -> Check:
     """Hidden states of every layer."""
-    pairs = ((name, found.states[name], states) for name, states in expected.states.items())
-    return measure.check("hidden states", [Difference(name, name, _relative(*pair)) for name, *pair in pairs])
+    differences = [
+        Difference(name, name, _relative(found.states[name], states)) for name, states in expected.states.items()
+    ]
+    return measure.check("hidden states", differences)
 
 
 def check_logits(found: Observed, expected: Observed, sample: Sample, measure: Measure) -> Check:

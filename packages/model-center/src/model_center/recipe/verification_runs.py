@@ -168,7 +168,7 @@ def _states(outputs: Any, sample: Sample, absent: Sequence[str], scale: float = 
             "encoder layer": ("encoder_hidden_states", sample.encoder_positions),
             "decoder layer": ("decoder_hidden_states", sample.positions),
         }
-    found = {}
+    found: dict[str, Tensor] = {}
     for stack, (name, where) in stacks.items():
         *layers, last = (each.detach()[where] for each in outputs[name])
         found |= {f"{stack} {number}": each * scale for number, each in enumerate(layers)}
@@ -182,7 +182,7 @@ def _projection(outputs: Any, sample: Sample, absent: Sequence[str]) -> Tensor:
     """A scalar that every position of what a model without a head returns counts in."""
     states = outputs["last_hidden_state"][sample.positions]
     weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=states.dtype)
-    total = (states * weights).mean()
+    total: Tensor = (states * weights).mean()
     return total if "pooler" in absent else total + outputs["pooler_output"].mean()
 
 
