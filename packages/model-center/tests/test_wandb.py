@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +56,7 @@ def test_offline_records_go_on_in_the_same_run_after_a_resume(tmp_path: Path, mo
     pytest.importorskip("wandb", reason="needs the extra wandb")
     identifiers = []
     for first in (1, 3):
+        time.sleep(1)  # wandb names the folder of a process by run and second
         recorder = open_recorder(tmp_path)
         identifiers.append(recorder.run.id)
         for number in (first, first + 1):
