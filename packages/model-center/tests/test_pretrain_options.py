@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from model_center import recipe
 from model_center.recipe import PretrainConfig
-from model_center.recipe.cli import main
+from model_center.recipe.cli import main, with_preset
 
 
 def config(**changes: Any) -> PretrainConfig:
@@ -136,3 +136,11 @@ def test_every_option_has_a_description() -> None:
                 check(field.type)
 
     check(PretrainConfig)
+
+
+def test_pretrain_means_the_smallest_preset_unless_a_model_or_data_is_chosen() -> None:
+    seed = ["pretrain", "--seed=1"]
+    assert with_preset(seed)[2:] == ["--seed=1"]
+    assert with_preset(seed)[1].endswith("gpt2-tiny-text.yaml")
+    for chosen in (["--model.name", "gpt2-base"], ["--data.path=ids"], ["--config=run.yaml"], ["--help"]):
+        assert with_preset([*seed, *chosen]) == [*seed, *chosen]

@@ -44,6 +44,16 @@ class Command:
 
 OVERWRITE = {"overwrite": {"action": "store_true", "help": "Delete an earlier run in the output directory."}}
 SMALLEST = "gpt2-tiny-text"
+CHOICES_OF_A_RUN = (
+    "--preset",
+    "--config",
+    "--model.name",
+    "--data.path",
+    "--data.text",
+    "--data.tokenizer",
+    "--help",
+    "-h",
+)
 COMMANDS = {
     "finetune": Command(FinetuneConfig, "finetuning:run", OVERWRITE, presets="finetune"),
     "quickstart": Command(QuickstartConfig, "quickstart:run", OVERWRITE),
@@ -147,10 +157,10 @@ def build_parser() -> ArgumentParser:
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
-    """Put the file of a preset in the place of its name; `pretrain` alone means the smallest one."""
+    """Put the file of a preset in the place of its name; `pretrain` of nothing particular means the smallest one."""
     words = list(arguments)
-    if words == ["pretrain"]:
-        words += ["--preset", SMALLEST]
+    if words[:1] == ["pretrain"] and not any(word.partition("=")[0] in CHOICES_OF_A_RUN for word in words):
+        words[1:1] = ["--preset", SMALLEST]
     recipe = COMMANDS[words[0]].presets if words and words[0] in COMMANDS else None
     if recipe is None:
         return words
