@@ -190,6 +190,8 @@ def test_a_script_that_has_initialised_bmtrain_gets_it(monkeypatch: pytest.Monke
 )
 def test_when_one_process_fails_all_end_and_its_error_is_told(end: str, expected: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    # torchrun looks after its processes so rarely that the other one has lost its partner long before.
+    launcher += ["--monitor-interval", "2"]
     done = subprocess.run(
         [*launcher, str(Path(__file__).with_name("failing_rank.py")), end],
         capture_output=True,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,8 @@ from torch.distributed.rendezvous import rendezvous
 
 JOIN_TIMEOUT = timedelta(minutes=5)
 """How long a process waits for the others to start."""
+_SIGNS_OF_A_LOST_PARTNER = ("closed by peer", "reset by peer", "remote process exited")
+_SECONDS_TO_FIND_THE_CAUSE = 5.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,9 @@ def report_failures() -> None:
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
         before(kind, error, trace)
+        if any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PARTNER):
+            # torchrun takes the first error for the cause, and has to find out about a killed process by itself.
+            time.sleep(_SECONDS_TO_FIND_THE_CAUSE)
         try:
             raise error.with_traceback(trace)  # the handler writes the exception that is being handled
         except BaseException as raised:  # noqa: BLE001 - whatever it is, it is what ended this process
