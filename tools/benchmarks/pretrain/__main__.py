@@ -53,12 +53,12 @@ def run_preset(preset: str, seed: int, folder: Path, *, kill: bool) -> dict[str,
         options = ["--config", str(run / "config.yaml"), "--resume", "auto"]
     subprocess.run([*COMMAND, *options], check=True)
     seconds = time.perf_counter() - started
-    validation = read_status(run)["result"]["validation"]
+    result = read_status(run)["result"]
     return {
         "preset": preset,
         "seed": seed,
-        "steps": validation["step"],
-        "loss": validation["loss"],
+        "steps": result["steps"],
+        "loss": result["final_loss"],
         "baseline": frequency_baseline(run),
         "seconds": seconds,
         "plot": str(run / "plot.png"),
@@ -100,4 +100,5 @@ def main() -> None:
     Console().print(table)
 
 
-main()
+if __name__ == "__main__":
+    main()
