@@ -101,7 +101,7 @@ def init_distributed(
             more computation; by default on CUDA only.
         zero_level: With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its
             forward to its backward pass, which saves one gathering for more memory.
-        compile: Whether blocks are compiled, which takes a minute or two in the beginning and makes steps faster.
+        compile: Whether blocks are compiled, which makes the first steps take much longer and all later ones less.
             Blocks of one kind share what is compiled, and it is compiled twice at most while nothing but lengths
             change. A call with a cache is not compiled.
         deterministic: Whether the same script on the same machine computes the same bits in every run, until

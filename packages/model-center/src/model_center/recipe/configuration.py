@@ -81,7 +81,7 @@ class EngineOptions:
     """With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its forward to its
     backward pass."""
     compile: bool = False
-    """Compile the model's blocks, which takes a minute or two in the beginning and makes steps faster."""
+    """Compile the model's blocks, which makes the first steps take much longer and all later ones less."""
     deterministic: bool = False
     """Compute the same bits whenever the run is repeated on the same machine, which may take longer."""
 

@@ -53,18 +53,7 @@ def prompt_model(model: BaseModel, tokenizer: Any, head: PromptHead) -> TaskMode
 
 
 def load_prompt_model(directory: Path | str, dtype: torch.dtype | None = None) -> tuple[TaskModel, Any]:
-    """Load what a run of a decoder or an encoder-decoder has saved, e.g. its `checkpoints/best`.
-
-    Args:
-        directory: the checkpoint.
-        dtype: type of the weights, if not the one they were trained in.
-
-    Returns:
-        The model in evaluation mode, and its tokenizer.
-
-    Raises:
-        ValueError: the directory holds no such checkpoint, a damaged one, or one of a newer format.
-    """
+    """Load what a run of a decoder or an encoder-decoder has saved; see `evaluation.load_task_model`."""
     directory = Path(directory)
     head = read_head(directory / HEAD_FILE, PromptHead, "model that answers prompts")
     tokenizer = load_tokenizer(directory)
