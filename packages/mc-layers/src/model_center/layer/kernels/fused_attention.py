@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from model_center.layer.kernels.backward import delta_kernel, key_value_kernel, query_kernel
 from model_center.layer.kernels.bias_gradient import diagonal_kernel, tile_bias_kernel
@@ -96,14 +97,24 @@ def fused_attention(
     seed = None
     if dropout_p > 0.0:
         seed = torch.randint(0x7FFFFFFF, (1,), dtype=torch.int32, device=query.device)
-    masks = (key_lengths, key_mask, groups, cumulative, seed)
+    bounds = None if groups is None else _bounds(groups.expand(query.shape[0], -1))
+    masks = (key_lengths, key_mask, groups, bounds, cumulative, seed)
     output: Tensor = _attention(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p)[0]
     return output
 
 
+def _bounds(groups: Tensor) -> Tensor:
+    """Return where each row's context ends and how many of its first positions are of one group; shape (batch, 2)."""
+    length = groups.shape[1]
+    positions = torch.arange(length, dtype=torch.int32, device=groups.device)
+    context_end = torch.where(groups & 1 != 0, positions + 1, 0).amax(1)
+    alike = torch.where(groups >> 1 != groups[:, :1] >> 1, positions, length).amin(1)
+    return torch.stack([context_end, alike], dim=1)
+
+
 _ARGUMENTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_lengths, Tensor? key_mask, Tensor? groups, "
-    "Tensor? cumulative, Tensor? seed, SymInt longest, bool is_causal, float scale, float dropout_p"
+    "Tensor? bounds, Tensor? cumulative, Tensor? seed, SymInt longest, bool is_causal, float scale, float dropout_p"
 )
 """What `KernelCall` takes, as both operators pass it on."""
 
@@ -133,7 +144,7 @@ def _attention_backward(gradient: Tensor, output: Tensor, log_sum: Tensor, *othe
 
 @_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    cumulative, longest = others[4], others[6]
+    cumulative, longest = others[5], others[7]
     sequences, len_q = (query.shape[0], query.shape[1]) if cumulative is None else (cumulative.shape[0] - 1, longest)
     log_sum = query.new_empty(sequences, query.shape[2], len_q, dtype=torch.float32)
     return query.new_empty(query.shape), log_sum
@@ -157,10 +168,31 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | No
     *gradients, bias_gradient = _attention_backward(
         gradient, *ctx.saved_tensors, ctx.longest, ctx.is_causal, ctx.scale, ctx.dropout_p, learns_bias
     )
-    return (*gradients, bias_gradient if learns_bias else None, *[None] * 9)
+    return (*gradients, bias_gradient if learns_bias else None, *[None] * 10)
 
 
 _attention.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+# By these PyTorch's counter of operations, and the compiler where it chooses what to compute again, know the cost.
+@register_flop_formula(torch.ops.model_center.attention)
+def _(query: torch.Size, key: torch.Size, *others: Any, **_: Any) -> int:
+    return 2 * _operations_of_a_product(query, key, *others)
+
+
+@register_flop_formula(torch.ops.model_center.attention_backward)
+def _(gradient: Any, output: Any, log_sum: Any, query: torch.Size, key: torch.Size, *others: Any, **_: Any) -> int:  # noqa: ARG001
+    return 5 * _operations_of_a_product(query, key, *others)
+
+
+def _operations_of_a_product(query: torch.Size, key: torch.Size, *others: Any) -> int:
+    """Count one product for every pair of a query and a key, as PyTorch does: also pairs that are masked.
+
+    Packed sequences count as if each were the longest one, since a shape does not tell how long they are.
+    """
+    cumulative, longest = others[5], others[7]
+    keys: int = key[1] if cumulative is None else longest
+    return 2 * query.numel() * keys
 
 
 class KernelCall:
@@ -175,6 +207,7 @@ class KernelCall:
         key_lengths: Tensor | None,
         key_mask: Tensor | None,
         groups: Tensor | None,
+        bounds: Tensor | None,
         cumulative: Tensor | None,
         seed: Tensor | None,
         longest: int,
@@ -194,7 +227,7 @@ class KernelCall:
         # A kernel that is compiled without an argument does not look at what stands in its place.
         self.bias = query if bias is None else F.pad(bias, (MARGIN.value, MARGIN.value))
         mask = groups if key_mask is None else key_mask.view(torch.uint8)
-        self.selectors = tuple(query if x is None else x for x in (key_lengths, mask, cumulative, seed))
+        self.selectors = tuple(query if x is None else x for x in (key_lengths, mask, bounds, cumulative, seed))
         mask_strides = (0, 0) if mask is None else mask.expand(self.sequences, -1).stride()
         self.more_strides = (self.bias.stride(0), *mask_strides)
         self.factors = (scale, dropout_p)
@@ -240,7 +273,7 @@ class KernelCall:
             output,
             gradient,
             delta,
-            self.selectors[2],
+            self.selectors[3],
             *_strides(output, gradient),
             self.len_q,
             self.heads,
