@@ -6,11 +6,11 @@ import socket
 import subprocess
 import sys
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from gpus import ENGINES, require
 from tiny_encoder import write_encoder, write_task
 from training_curves import FAMILIES, SHAPES, TOLERANCES, Curve, Job, reference
 
@@ -18,21 +18,13 @@ from model_center.engine import TorchEngine, use_engine
 
 pytestmark = pytest.mark.gpu
 
-ENGINES, PROCESSES = ("torch", "bmtrain"), (1, 2, 4)
+PROCESSES = (1, 2, 4)
 VARIANTS = {
     "kept activations, ZeRO 2": {"options": {"use_checkpoint": False, "zero_level": 2}},
     "recomputed": {"options": {"use_checkpoint": True}},
     "offload": {"offload": True},
 }
 QUICK_START = Path(__file__).with_name("quickstart_script.py")
-
-
-def require(engine: str, processes: int) -> None:
-    """Skips what this machine cannot run."""
-    if torch.cuda.device_count() < processes:
-        pytest.skip(f"needs {processes} GPUs, but there are {torch.cuda.device_count()}")
-    if engine == "bmtrain" and find_spec("bmtrain") is None:
-        pytest.skip("needs bmtrain, which is not installed")
 
 
 @pytest.fixture(scope="module")
