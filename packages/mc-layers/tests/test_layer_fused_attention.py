@@ -93,6 +93,25 @@ def gradients(output: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(output, tensors, weights.to(output)))
 
 
+def assert_attends(kernels: Any, tensors: list[Tensor], mask: AttentionMask) -> None:
+    """Documents and context, given as a group for each position, mask what the written out mask does."""
+    length = tensors[0].shape[1]
+    score_mask = mask.resolve(length, length, torch.device("cpu"))
+    assert score_mask.groups is not None
+    output = kernels.fused_attention(
+        *tensors[:3],
+        bias=tensors[3],
+        key_lengths=None if mask.lengths is None else mask.lengths.to(DEVICE),
+        groups=score_mask.groups.to(DEVICE),
+        is_causal=score_mask.groups_are_causal,
+        scale=0.3,
+    )
+    reference = exact(tensors)
+    q, k, v = (x.transpose(1, 2) for x in reference[:3])
+    expected = attend_reference(q, k, v, score_mask, Scoring(bias=reference[3], scale=0.3))[0].transpose(1, 2)
+    assert_near([output, *gradients(output, tensors)], [expected, *gradients(expected, reference)], torch.float16)
+
+
 @runs_kernels
 @some
 @given(data=st.data(), seed=st.integers(0, 2**31))
@@ -141,7 +160,7 @@ def test_forward_and_backward(kernels: Any, data: st.DataObject, seed: int) -> N
 )
 def test_documents_and_context(kernels: Any, starts: list[int], ordered: str, padded: bool, seed: int) -> None:
     length = LONGEST
-    tensors = drawn(seed, torch.float16, *[(2, length, 2, 16)] * 3, (2, 2 * length - 1))
+    tensors = drawn(seed, torch.float16, *[(2, length, 1, 16)] * 3, (1, 2 * length - 1))
     generator = torch.Generator().manual_seed(seed)
     documents = (torch.arange(length)[:, None] >= torch.tensor([0, *starts])).sum(1).expand(2, -1)
     context = torch.rand(2, length, generator=generator) < 0.3
@@ -151,20 +170,50 @@ def test_documents_and_context(kernels: Any, starts: list[int], ordered: str, pa
         causal=ordered == "causal",
         context=context if ordered == "context" else None,
         lengths=lengths if padded else None,
-    ).resolve(length, length, torch.device("cpu"))
-    assert mask.groups is not None
-    output = kernels.fused_attention(
-        *tensors[:3],
-        bias=tensors[3],
-        key_lengths=lengths.to(DEVICE) if padded else None,
-        groups=mask.groups.to(DEVICE),
-        is_causal=mask.groups_are_causal,
-        scale=0.3,
     )
-    reference = exact(tensors)
-    q, k, v = (x.transpose(1, 2) for x in reference[:3])
-    expected = attend_reference(q, k, v, mask, Scoring(bias=reference[3], scale=0.3))[0].transpose(1, 2)
-    assert_near([output, *gradients(output, tensors)], [expected, *gradients(expected, reference)], torch.float16)
+    assert_attends(kernels, tensors, mask)
+
+
+@runs_kernels
+@pytest.mark.parametrize("is_split", [False, True])
+def test_context_anywhere(kernels: Any, is_split: bool) -> None:
+    length = LONGEST
+    position = torch.arange(length)
+    ranges = [(0, 0), (0, 5), (16, 19), (length - 1, length), (0, length)]
+    lengths = torch.full((len(ranges),), length)
+    lengths[:2] -= 13
+    mask = AttentionMask(
+        documents=(position >= 23).int().expand(len(ranges), -1) if is_split else None,
+        context=torch.stack([(position >= begin) & (position < end) for begin, end in ranges]),
+        lengths=lengths,
+    )
+    shape = (len(ranges), length, 1, 12)
+    assert_attends(kernels, drawn(3, torch.float16, shape, shape, shape, (1, 2 * length - 1)), mask)
+
+
+@runs_kernels
+def test_tiles_behind_the_diagonal_are_left_out(kernels: Any) -> None:
+    tile = 64 if COMPILED else 32  # the longest side of one
+    length = 2 * tile
+    query, key, value, bias = drawn(0, torch.float16, *[(2, length, 1, 16)] * 3, (1, 2 * length - 1))
+    groups = (torch.arange(length) < torch.tensor([[0], [5]])).int().to(DEVICE)
+    is_late = torch.arange(length, device=DEVICE)[None, :, None, None] >= tile
+
+    def results(*tensors: Tensor) -> list[Tensor]:
+        output = kernels.fused_attention(*tensors, bias=bias, groups=groups, is_causal=True)
+        return [output, *gradients(output, [*tensors, bias])]
+
+    expected = results(query, key, value)
+    # What is multiplied by NaN is NaN, also with a weight of zero.
+    of_keys = results(query, key.where(~is_late, torch.nan), value.where(~is_late, torch.nan))
+    for mine, clean in zip(of_keys[:2], expected[:2], strict=True):  # output and gradient of queries
+        assert_close(mine[:, :tile], clean[:, :tile], rtol=0, atol=0)
+        assert mine[:, tile:].isnan().all()
+    assert not of_keys[4][:, length - 1 + tile :].any()
+    of_queries = results(query.where(is_late, torch.nan), key, value)
+    for mine, clean in zip(of_queries[2:4], expected[2:4], strict=True):  # gradients of keys and values
+        assert_close(mine[:, tile:], clean[:, tile:], rtol=0, atol=0)
+        assert mine[:, :tile].isnan().all()
 
 
 @runs_kernels
@@ -261,7 +310,7 @@ def test_results_are_bit_repeatable_and_recomputable(kernels: Any, dropout_p: fl
 @runs_kernels
 def test_the_operation_is_one_that_compilers_understand(kernels: Any) -> None:
     query, key, value, bias = drawn(0, torch.float16, *[(2, 20, 2, 16)] * 3, (2, 39))
-    arguments = (query, key, value, bias, None, None, None, None, None, 0, True, 0.5, 0.0)
+    arguments = (query, key, value, bias, *[None] * 6, 0, True, 0.5, 0.0)
     torch.library.opcheck(kernels._attention, arguments)
 
     def model(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:

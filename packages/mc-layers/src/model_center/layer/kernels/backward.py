@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.tiles import (
-    KEYS_ALL,
     KEYS_BY_GROUP,
     KEYS_BY_MASK,
     MARGIN,
     RUN_TIME,
+    bounds_of,
     keep,
     load_rows,
     may_attend,
@@ -83,7 +83,7 @@ def _key_value_tiles(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def key_value_kernel(
-    query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, bounds_ptr, cumulative_ptr, seed_ptr,
     log_sum_ptr, delta_ptr, key_gradient_ptr, value_gradient_ptr,
     stride_qb, stride_q, stride_qh, stride_kb, stride_k, stride_kh, stride_vb, stride_v, stride_vh,
     stride_gb, stride_g, stride_gh, stride_db, stride_d, stride_dh, stride_bias, stride_mask_b, stride_mask,
@@ -109,7 +109,15 @@ def key_value_kernel(
     value = load_rows(value_ptr, columns, limit_k, stride_v, dims, DIM, DIM_TILE, True)
     key_gradient = tl.zeros([TILE_K, DIM_TILE], tl.float32)
     value_gradient = tl.zeros([TILE_K, DIM_TILE], tl.float32)
+    context_end, alike = bounds_of(row, bounds_ptr, len_q, KEYS)
     end = limit_q if first < limit_k else 0
+    # Which queries are the first to attend any of the keys, and all of them.
+    begin, crossing = 0, 0
+    if IS_CAUSAL:
+        begin = tl.where(first < context_end, 0, (first // TILE_Q) * TILE_Q)
+        crossing = tl.cdiv(tl.maximum(first + TILE_K, context_end), TILE_Q) * TILE_Q
+    if KEYS == KEYS_BY_GROUP:
+        crossing = tl.where(alike < len_q, end, crossing)
     for member in range(GROUP):
         head = kv_head * GROUP + member
         numbered = sequence * heads * GROUP + head
@@ -117,22 +125,18 @@ def key_value_kernel(
         head_query_ptr = query_ptr + row * stride_qb + start * stride_q + head * stride_qh
         head_gradient_ptr = gradient_ptr + row * stride_gb + start * stride_g + head * stride_gh
         bias_of_column = bias_ptr + head * stride_bias + MARGIN + len_q - 1 + columns
-        begin = 0
-        if IS_CAUSAL and KEYS != KEYS_BY_GROUP:
-            begin = (first // TILE_Q) * TILE_Q
-            crossing = tl.minimum(end, tl.cdiv(first + TILE_K, TILE_Q) * TILE_Q)
+        if IS_CAUSAL or KEYS == KEYS_BY_GROUP:
             key_gradient, value_gradient = _key_value_tiles(
-                begin, crossing, key, value, columns, key_gradient, value_gradient,
+                begin, tl.minimum(crossing, end), key, value, columns, key_gradient, value_gradient,
                 head_query_ptr, head_gradient_ptr, bias_of_column, mask_ptr, log_sum_ptr + of_row, delta_ptr + of_row,
                 stride_q, stride_g, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, dims,
                 DIM, DIM_TILE, TILE_Q, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, EVEN_Q, True,
             )  # fmt: skip
-            begin = tl.cdiv(first + TILE_K, TILE_Q) * TILE_Q
         key_gradient, value_gradient = _key_value_tiles(
-            begin, end, key, value, columns, key_gradient, value_gradient,
+            crossing, end, key, value, columns, key_gradient, value_gradient,
             head_query_ptr, head_gradient_ptr, bias_of_column, mask_ptr, log_sum_ptr + of_row, delta_ptr + of_row,
             stride_q, stride_g, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, dims,
-            DIM, DIM_TILE, TILE_Q, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, EVEN_Q, KEYS == KEYS_BY_GROUP,
+            DIM, DIM_TILE, TILE_Q, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, EVEN_Q, False,
         )  # fmt: skip
     # A key's row of scores concerns no other key's gradient, so keys that may not be attended are left out only here.
     real = columns < limit_k
@@ -189,7 +193,7 @@ def _query_tiles(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def query_kernel(
-    query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, bounds_ptr, cumulative_ptr, seed_ptr,
     log_sum_ptr, delta_ptr, query_gradient_ptr,
     stride_qb, stride_q, stride_qh, stride_kb, stride_k, stride_kh, stride_vb, stride_v, stride_vh,
     stride_gb, stride_g, stride_gh, stride_db, stride_d, stride_dh, stride_bias, stride_mask_b, stride_mask,
@@ -220,8 +224,9 @@ def query_kernel(
     log_sum = tl.load(log_sum_ptr + of_row + rows, mask=rows < limit_q, other=float("inf"))
     delta = tl.load(delta_ptr + of_row + rows, mask=rows < limit_q, other=0.0)
     query_gradient = tl.zeros([TILE_Q, DIM_TILE], tl.float32)
-    end, unmasked = tile_limits(first, limit_k, TILE_Q, TILE_K, KEYS, IS_CAUSAL)
-    if KEYS == KEYS_ALL:
+    context_end, alike = bounds_of(row, bounds_ptr, len_q, KEYS)
+    end, unmasked = tile_limits(first, limit_k, context_end, alike, TILE_Q, TILE_K, KEYS, IS_CAUSAL)
+    if KEYS != KEYS_BY_MASK:
         query_gradient = _query_tiles(
             0, unmasked, query, gradient, rows, log_sum, delta, query_gradient,
             key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,

@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.backward import _score_gradient
-from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, RUN_TIME, load_rows, place
+from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, RUN_TIME, bounds_of, load_rows, place
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def tile_bias_kernel(
-    query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr,
+    query_ptr, key_ptr, value_ptr, gradient_ptr, bias_ptr, lengths_ptr, mask_ptr, bounds_ptr, cumulative_ptr, seed_ptr,
     log_sum_ptr, delta_ptr, sums_ptr,
     stride_qb, stride_q, stride_qh, stride_kb, stride_k, stride_kh, stride_vb, stride_v, stride_vh,
     stride_gb, stride_g, stride_gh, stride_bias, stride_mask_b, stride_mask,
@@ -39,23 +39,28 @@ def tile_bias_kernel(
     accumulator = tl.zeros([TILE, TILE], tl.float32)
     for sequence in range(split, sequences, tl.num_programs(2)):
         row, start, limit_q, limit_k = place(sequence, cumulative_ptr, lengths_ptr, len_q, len_k, LENGTHS, PACKED)
-        of_query = row * stride_qb + start * stride_q + head * stride_qh
-        of_gradient = row * stride_gb + start * stride_g + head * stride_gh
-        of_key = row * stride_kb + start * stride_k + kv_head * stride_kh
-        of_value = row * stride_vb + start * stride_v + kv_head * stride_vh
-        query = load_rows(query_ptr + of_query, rows, limit_q, stride_q, dims, DIM, DIM_TILE, not EVEN)
-        gradient = load_rows(gradient_ptr + of_gradient, rows, limit_q, stride_g, dims, DIM, DIM_TILE, not EVEN)
-        key = load_rows(key_ptr + of_key, columns, limit_k, stride_k, dims, DIM, DIM_TILE, not EVEN)
-        value = load_rows(value_ptr + of_value, columns, limit_k, stride_v, dims, DIM, DIM_TILE, not EVEN)
-        numbered = sequence * heads + head
-        of_row = tl.cast(numbered, tl.int64) * len_q
-        log_sum = tl.load(log_sum_ptr + of_row + rows, mask=rows < limit_q, other=float("inf"))
-        delta = tl.load(delta_ptr + of_row + rows, mask=rows < limit_q, other=0.0)
-        accumulator += _score_gradient(
-            query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row,
-            mask_ptr + row * stride_mask_b, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, TILE,
-            KEYS, True, IS_CAUSAL, DROPS, IS_CAUSAL or not EVEN,
-        )  # fmt: skip
+        is_seen = True
+        if IS_CAUSAL and KEYS == KEYS_BY_GROUP:
+            context_end, _ = bounds_of(row, bounds_ptr, len_q, KEYS)
+            is_seen = tile_k * TILE < tl.maximum((tile_q + 1) * TILE, context_end)
+        if is_seen:
+            of_query = row * stride_qb + start * stride_q + head * stride_qh
+            of_gradient = row * stride_gb + start * stride_g + head * stride_gh
+            of_key = row * stride_kb + start * stride_k + kv_head * stride_kh
+            of_value = row * stride_vb + start * stride_v + kv_head * stride_vh
+            query = load_rows(query_ptr + of_query, rows, limit_q, stride_q, dims, DIM, DIM_TILE, not EVEN)
+            gradient = load_rows(gradient_ptr + of_gradient, rows, limit_q, stride_g, dims, DIM, DIM_TILE, not EVEN)
+            key = load_rows(key_ptr + of_key, columns, limit_k, stride_k, dims, DIM, DIM_TILE, not EVEN)
+            value = load_rows(value_ptr + of_value, columns, limit_k, stride_v, dims, DIM, DIM_TILE, not EVEN)
+            numbered = sequence * heads + head
+            of_row = tl.cast(numbered, tl.int64) * len_q
+            log_sum = tl.load(log_sum_ptr + of_row + rows, mask=rows < limit_q, other=float("inf"))
+            delta = tl.load(delta_ptr + of_row + rows, mask=rows < limit_q, other=0.0)
+            accumulator += _score_gradient(
+                query, gradient, key, value, rows, columns, log_sum, delta, bias_of_row,
+                mask_ptr + row * stride_mask_b, stride_mask, limit_q, limit_k, scale, seed, numbered, dropout_p, TILE,
+                KEYS, True, IS_CAUSAL, DROPS, IS_CAUSAL or not EVEN,
+            )  # fmt: skip
     # Shifting row i by i columns turns diagonals into columns; those that wrap around are TILE further back.
     i = tl.arange(0, TILE)
     reached = i[:, None] + i[None, :]

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.tiles import (
-    KEYS_ALL,
+    KEYS_BY_MASK,
     MARGIN,
     RUN_TIME,
+    bounds_of,
     keep,
     load_rows,
     may_attend,
@@ -59,7 +60,8 @@ def _attend_tiles(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def forward_kernel(
-    query_ptr, key_ptr, value_ptr, bias_ptr, lengths_ptr, mask_ptr, cumulative_ptr, seed_ptr, output_ptr, log_sum_ptr,
+    query_ptr, key_ptr, value_ptr, bias_ptr, lengths_ptr, mask_ptr, bounds_ptr, cumulative_ptr, seed_ptr,
+    output_ptr, log_sum_ptr,
     stride_qb, stride_q, stride_qh, stride_kb, stride_k, stride_kh, stride_vb, stride_v, stride_vh,
     stride_ob, stride_o, stride_oh, stride_bias, stride_mask_b, stride_mask,
     len_q, len_k, heads, scale, dropout_p,
@@ -86,8 +88,9 @@ def forward_kernel(
     accumulator = tl.zeros([TILE_Q, DIM_TILE], tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)
     largest = tl.full([TILE_Q], float("-inf"), tl.float32)
-    end, unmasked = tile_limits(first, limit_k, TILE_Q, TILE_K, KEYS, IS_CAUSAL)
-    if KEYS == KEYS_ALL:
+    context_end, alike = bounds_of(row, bounds_ptr, len_q, KEYS)
+    end, unmasked = tile_limits(first, limit_k, context_end, alike, TILE_Q, TILE_K, KEYS, IS_CAUSAL)
+    if KEYS != KEYS_BY_MASK:
         accumulator, total, largest = _attend_tiles(
             0, unmasked, query, rows, accumulator, total, largest,
             key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,

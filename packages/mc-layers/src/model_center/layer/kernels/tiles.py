@@ -56,16 +56,29 @@ def may_attend(
 
 
 @triton.jit
+def bounds_of(row, bounds_ptr, len_q, KEYS: tl.constexpr):
+    """Return where the context of a batch row ends, and how many positions at its beginning are of one group."""
+    if KEYS == KEYS_BY_GROUP:
+        return tl.load(bounds_ptr + 2 * row), tl.load(bounds_ptr + 2 * row + 1)
+    return 0, len_q
+
+
+@triton.jit
 def tile_limits(
-    first, limit_k, TILE_Q: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, IS_CAUSAL: tl.constexpr
-):
+    first, limit_k, context_end, alike,
+    TILE_Q: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, IS_CAUSAL: tl.constexpr,
+):  # fmt: skip
     """Return where the keys end that queries from `first` on attend, and from where on some are masked for some."""
     end = limit_k
     unmasked = (limit_k // TILE_K) * TILE_K
-    if IS_CAUSAL and KEYS != KEYS_BY_GROUP:
-        end = tl.minimum(end, first + TILE_Q)
+    if IS_CAUSAL:
+        end = tl.minimum(end, tl.maximum(first + TILE_Q, context_end))
         unmasked = tl.minimum(unmasked, (first // TILE_K) * TILE_K)
-    if KEYS != KEYS_ALL:
+    if KEYS == KEYS_BY_GROUP:
+        # Queries that are not context see all that comes before them in their group.
+        are_alike = (first >= context_end) & (first + TILE_Q <= alike)
+        unmasked = tl.where(are_alike, tl.minimum(unmasked, (alike // TILE_K) * TILE_K), 0)
+    if KEYS == KEYS_BY_MASK:
         unmasked = 0
     return end, unmasked
 
