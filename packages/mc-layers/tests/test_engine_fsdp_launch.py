@@ -178,6 +178,7 @@ def test_a_script_that_has_initialised_bmtrain_gets_it(monkeypatch: pytest.Monke
         "use_checkpoint": False,
         "zero_level": 2,
         "compile": True,
+        "activation_budget": None,
         "deterministic": False,
     }
     bmt.init_distributed(**settings)

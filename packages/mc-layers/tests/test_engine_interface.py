@@ -87,6 +87,7 @@ def test_defaults_are_bmtrains() -> None:
         "use_checkpoint": None,
         "zero_level": 3,
         "compile": False,
+        "activation_budget": None,
         "deterministic": False,
     }
     assert defaults(bmt.init_distributed) == init

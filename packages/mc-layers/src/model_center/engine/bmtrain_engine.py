@@ -16,7 +16,7 @@ from bmtrain.block_layer import Block
 from bmtrain.global_var import config as bmtrain_config
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
-from model_center.engine.compilation import check_compiler
+from model_center.engine.compilation import check_settings
 from model_center.engine.initializer import Initializer, fills_parameters
 from model_center.engine.launch import report_failures
 from model_center.engine.recompute import as_block
@@ -33,15 +33,17 @@ class BMTrainEngine(Engine):
 
     Args:
         seed: Seeds the random generators, if BMTrain has not been initialised yet.
-        use_checkpoint: Whether blocks recompute their activations in backward; by default they do.
+        use_checkpoint: Whether blocks recompute their activations in backward; by default they do, unless there is an
+            `activation_budget`.
         zero_level: 3 shards a block's parameters between its uses, 2 keeps them from its forward to its backward pass,
             which saves one gathering for more memory.
         compile: Whether blocks are compiled.
+        activation_budget: Share of the activations that compiled blocks keep for backward, from 0 to 1.
         deterministic: Whether what runs under `use_engine` repeats bit by bit.
 
     Raises:
-        ValueError: If there is no CUDA device, `zero_level` is neither 2 nor 3, or `compile` is asked for where there
-            is no compiler.
+        ValueError: If there is no CUDA device, `zero_level` is neither 2 nor 3, `compile` is asked for where there is
+            no compiler, or `activation_budget` is out of range or goes with no `compile` or with `use_checkpoint`.
     """
 
     name = "bmtrain"
@@ -53,6 +55,7 @@ class BMTrainEngine(Engine):
         zero_level: int = 3,
         *,
         compile: bool = False,
+        activation_budget: float | None = None,
         deterministic: bool = False,
     ) -> None:
         if zero_level not in _ZERO_LEVELS:
@@ -65,11 +68,10 @@ class BMTrainEngine(Engine):
         self.world_size = bmtrain.world_size()
         self.gradient_divisor = self.world_size
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.use_checkpoint = True if use_checkpoint is None else use_checkpoint
+        self.use_checkpoint = activation_budget is None if use_checkpoint is None else use_checkpoint
         self.zero_level = zero_level
-        self.compiles, self.deterministic = compile, deterministic
-        if compile:
-            check_compiler(self.device)
+        self.compiles, self.activation_budget, self.deterministic = compile, activation_budget, deterministic
+        check_settings(self.device, use_checkpoint=use_checkpoint, compile=compile, activation_budget=activation_budget)
 
     def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
         """A subclass of `cls` whose parameters are gathered when they are read outside a block."""
@@ -102,7 +104,7 @@ class BMTrainEngine(Engine):
                 "`int8` must be False under BMTrain, whose blocks have no 8-bit weights; use the torch engine"
             )
         if self.compiles:  # inside BMTrain's block, which recomputes by itself
-            module = as_block(module, recompute=False, compiles=True)
+            module = as_block(module, recompute=False, compiles=True, activation_budget=self.activation_budget)
         return _TransparentBlock(module, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
 
     def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:

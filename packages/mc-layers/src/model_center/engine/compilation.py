@@ -16,12 +16,32 @@ _HINTS = {
 }
 
 
-def check_compiler(device: torch.device) -> None:
-    """Compiles something small for `device`.
+def check_settings(
+    device: torch.device, *, use_checkpoint: bool | None, compile: bool, activation_budget: float | None
+) -> None:
+    """Checks an engine's settings of compilation, and compiles something small for `device` where it is asked for.
 
     Raises:
-        ValueError: If that does not work here; the message says why and what to do.
+        ValueError: If the settings do not go together, or that does not work here; the message says why and what to do.
     """
+    if activation_budget is not None:
+        if not 0 <= activation_budget <= 1:
+            raise ValueError(f"`activation_budget` must be from 0 to 1, but is {activation_budget}")
+        if not compile:
+            raise ValueError(
+                f"`activation_budget` must be None without `compile`, but is {activation_budget}: the compiler is what "
+                "chooses which activations are kept"
+            )
+        if use_checkpoint:
+            raise ValueError(
+                f"`activation_budget` must be None with `use_checkpoint`, but is {activation_budget}: a block whose "
+                "activations are all computed again keeps none"
+            )
+    if compile:
+        _check_compiler(device)
+
+
+def _check_compiler(device: torch.device) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _FORMS_OF_CALL)
     try:
         torch.compile(_twice_plus_one)(torch.zeros(8, device=device))
@@ -37,12 +57,21 @@ def _twice_plus_one(x: torch.Tensor) -> torch.Tensor:
     return 2 * x + 1
 
 
-def compiled_forward(cls: type[torch.nn.Module]) -> Callable[..., Any]:
+def compiled_forward(cls: type[torch.nn.Module], activation_budget: float | None = None) -> Callable[..., Any]:
     """The compiled `forward` of a class: all modules of it share the graphs.
 
     The first call is compiled for its lengths, the first call with other lengths for any.
+
+    Args:
+        cls: A block's class.
+        activation_budget: Share of what the compiler would keep for backward by itself that it may keep, beside the
+            block's inputs.
     """
-    return torch.compile(cls.forward)
+    if activation_budget is None:
+        return torch.compile(cls.forward)
+    from model_center.engine.activation_budget import compiler_keeping
+
+    return torch.compile(cls.forward, backend=compiler_keeping(activation_budget))
 
 
 def is_value(argument: object) -> bool:

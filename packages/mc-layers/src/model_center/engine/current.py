@@ -85,6 +85,7 @@ def init_distributed(
     use_checkpoint: bool | None = None,
     zero_level: Literal[2, 3] = 3,
     compile: bool = False,
+    activation_budget: float | None = None,
     deterministic: bool = False,
 ) -> None:
     """Starts the engine. Call it once, before anything else of this package.
@@ -98,12 +99,15 @@ def init_distributed(
         engine: "torch" or "bmtrain"; by default what the environment variable `MODEL_CENTER_ENGINE` says, else
             "bmtrain" if the script has already initialised BMTrain, else "torch".
         use_checkpoint: Whether blocks recompute their activations in backward, which saves memory and costs a third
-            more computation; by default on CUDA only.
+            more computation; by default on CUDA only, and not with an `activation_budget`.
         zero_level: With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its
             forward to its backward pass, which saves one gathering for more memory.
         compile: Whether blocks are compiled, which makes the first steps take much longer and all later ones less.
             Blocks of one kind share what is compiled, and it is compiled twice at most while nothing but lengths
             change. A call with a cache is not compiled.
+        activation_budget: Share of the activations that compiled blocks keep for backward, from 0 to 1: what is
+            cheapest to compute is computed again. 1 is what the compiler keeps by itself, and 0 the blocks' inputs
+            only. It needs `compile`, and takes the place of `use_checkpoint`.
         deterministic: Whether the same script on the same machine computes the same bits in every run, until
             `init_distributed` is called again. An operation that has no such form raises a RuntimeError that names it.
 
@@ -122,7 +126,12 @@ def init_distributed(
         raise ValueError(f"`{source}` must be 'bmtrain', which already runs in this process, but is 'torch'")
     if name == "bmtrain" and _chosen is not None and _chosen.name == "torch" and _chosen.world_size > 1:
         raise ValueError(f"`{source}` must be 'torch', which already runs in this process, but is 'bmtrain'")
-    options: dict[str, Any] = {"use_checkpoint": use_checkpoint, "compile": compile, "deterministic": deterministic}
+    options: dict[str, Any] = {
+        "use_checkpoint": use_checkpoint,
+        "compile": compile,
+        "activation_budget": activation_budget,
+        "deterministic": deterministic,
+    }
     if name == "bmtrain":
         started = _bmtrain_engine(seed=seed, zero_level=zero_level, **options)
     else:

@@ -34,15 +34,18 @@ class FSDPEngine(TorchEngine):
 
     Args:
         place: This process's place among the others.
-        use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only.
+        use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only, and not with an
+            `activation_budget`.
         zero_level: 3 shards a block's parameters between its uses, 2 keeps them from its forward to its backward pass,
             which saves one gathering for more memory.
         compile: Whether blocks are compiled.
+        activation_budget: Share of the activations that compiled blocks keep for backward, from 0 to 1.
         deterministic: Whether what runs under `use_engine` repeats bit by bit.
 
     Raises:
-        ValueError: If `zero_level` is neither 2 nor 3, the processes do not find each other, or `compile` is asked for
-            where there is no compiler.
+        ValueError: If `zero_level` is neither 2 nor 3, the processes do not find each other, `compile` is asked for
+            where there is no compiler, or `activation_budget` is out of range or goes with no `compile` or with
+            `use_checkpoint`.
     """
 
     def __init__(
@@ -52,11 +55,18 @@ class FSDPEngine(TorchEngine):
         zero_level: int = 3,
         *,
         compile: bool = False,
+        activation_budget: float | None = None,
         deterministic: bool = False,
     ) -> None:
         if zero_level not in _ZERO_LEVELS:
             raise ValueError(f"`zero_level` must be 2 or 3, but is {zero_level}")
-        super().__init__(device_of(place), use_checkpoint, compile=compile, deterministic=deterministic)
+        super().__init__(
+            device_of(place),
+            use_checkpoint,
+            compile=compile,
+            activation_budget=activation_budget,
+            deterministic=deterministic,
+        )
         join(place, self.device)
         self.rank, self.world_size, self.zero_level = place.rank, place.world_size, zero_level
         self._mesh = init_device_mesh(self.device.type, (self.world_size,))

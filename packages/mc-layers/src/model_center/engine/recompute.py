@@ -25,7 +25,7 @@ class _Block(torch.nn.Module):
         return run(*args)
 
 
-def as_block(module: ModuleT, *, recompute: bool, compiles: bool) -> ModuleT:
+def as_block(module: ModuleT, *, recompute: bool, compiles: bool, activation_budget: float | None = None) -> ModuleT:
     """Changes the class of `module` to one whose forward is compiled, and recomputes its activations in backward.
 
     A changed class, rather than a wrapper or a replaced bound method, survives copying, leaves names alone, and
@@ -34,12 +34,13 @@ def as_block(module: ModuleT, *, recompute: bool, compiles: bool) -> ModuleT:
     if not isinstance(module, _Block):
         block: Any = module
         own_class: Any = type(module)
-        block.__class__ = _block_class(own_class, compiles)
+        block.__class__ = _block_class(own_class, compiles, activation_budget)
         block.recompute = recompute
     return module
 
 
 @cache
-def _block_class(cls: type[torch.nn.Module], compiles: bool) -> type[torch.nn.Module]:
+def _block_class(cls: type[torch.nn.Module], compiles: bool, activation_budget: float | None) -> type[torch.nn.Module]:
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (_Block, cls), {**names, "compiled": compiled_forward(cls) if compiles else None})
+    compiled = compiled_forward(cls, activation_budget) if compiles else None
+    return type(cls.__name__, (_Block, cls), {**names, "compiled": compiled})

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from model_center.engine.base import Engine, ModuleT, ReduceOp
-from model_center.engine.compilation import check_compiler
+from model_center.engine.compilation import check_settings
 from model_center.engine.initializer import Initializer, fills_parameters
 from model_center.engine.recompute import as_block
 from model_center.engine.tensors import local_norm
@@ -31,12 +31,15 @@ class TorchEngine(Engine):
 
     Args:
         device: Where to run; by default the CUDA device of number `LOCAL_RANK` (or 0) if there is CUDA, else the CPU.
-        use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only.
+        use_checkpoint: Whether blocks recompute their activations in backward; by default on CUDA only, and not with an
+            `activation_budget`.
         compile: Whether blocks are compiled.
+        activation_budget: Share of the activations that compiled blocks keep for backward, from 0 to 1.
         deterministic: Whether what runs under `use_engine` repeats bit by bit.
 
     Raises:
-        ValueError: If `compile` is asked for where there is no compiler.
+        ValueError: If `compile` is asked for where there is no compiler, or `activation_budget` is out of range or goes
+            with no `compile` or with `use_checkpoint`.
     """
 
     name = "torch"
@@ -47,13 +50,14 @@ class TorchEngine(Engine):
         use_checkpoint: bool | None = None,
         *,
         compile: bool = False,
+        activation_budget: float | None = None,
         deterministic: bool = False,
     ) -> None:
         self.device = _default_device() if device is None else device
-        self.use_checkpoint = self.device.type == "cuda" if use_checkpoint is None else use_checkpoint
-        self.compiles, self.deterministic = compile, deterministic
-        if compile:
-            check_compiler(self.device)
+        recomputes = self.device.type == "cuda" and activation_budget is None
+        self.use_checkpoint = recomputes if use_checkpoint is None else use_checkpoint
+        self.compiles, self.activation_budget, self.deterministic = compile, activation_budget, deterministic
+        check_settings(self.device, use_checkpoint=use_checkpoint, compile=compile, activation_budget=activation_budget)
 
     def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
         """`cls` itself."""
@@ -75,7 +79,12 @@ class TorchEngine(Engine):
 
     def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
         """`module` itself, which from now on is compiled and recomputes its activations, if the settings say so."""
-        return as_block(module, recompute=self.use_checkpoint, compiles=self.compiles)
+        return as_block(
+            module,
+            recompute=self.use_checkpoint,
+            compiles=self.compiles,
+            activation_budget=self.activation_budget,
+        )
 
     def all_reduce(self, tensor: torch.Tensor, op: ReduceOp) -> torch.Tensor:  # noqa: ARG002
         """`tensor` itself."""
