@@ -22,7 +22,7 @@ from checkpoint_training import (
 from model_center import engine
 from model_center.dataset.indexed.manifest import checksum_of
 from model_center.recipe import checkpoint_files, checkpoints
-from model_center.recipe.checkpoint_files import Manifest, find_newest
+from model_center.recipe.checkpoint_files import Manifest, find_newest, is_locked
 from model_center.recipe.checkpoint_writing import Writing
 from model_center.recipe.checkpoints import CheckpointStore, TrainingState
 
@@ -59,7 +59,8 @@ def test_killed_between_the_renames_of_a_replacement(
     with pytest.raises(KeyboardInterrupt):
         store.save(state, step=1, config="new")
     monkeypatch.undo()
-    del store  # gives the lock back, as a killed process does
+    with pytest.warns(ResourceWarning, match=r"\.lock"):
+        del store  # gives the lock back, as a killed process does
     newest = find_newest(tmp_path, verify=True).path
     assert newest is not None
     assert (newest / "run.yaml").read_text() == "old"
@@ -174,6 +175,12 @@ def test_a_failed_checkpoint_is_told_beside_another_error(
     with pytest.raises(RuntimeError, match="the loss is nan") as told:
         diverge()
     assert told.value.__notes__ == ["besides, no disk for step-00000001"]
+    assert not is_locked(tmp_path), "the lock must not wait for the traceback, which holds the store"
+    monkeypatch.undo()
+    store = open_store(tmp_path)
+    assert names(tmp_path) == []
+    store.save(state, step=1, config="")
+    assert names(tmp_path) == ["step-00000001"]
 
 
 def end_without_closing(folder: Path) -> None:

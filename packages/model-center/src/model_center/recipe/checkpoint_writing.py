@@ -36,7 +36,7 @@ class Writing:
     """A checkpoint on its way to the disk: the part of one process.
 
     The order of calls, on every process: `open` and `join`, each followed by an agreement that all have succeeded;
-    `write` or `start`; `finish`; an agreement about `error`; `clean_up`.
+    `write` or `start`; `finish`; an agreement about `error`; `clean_up`, or `release` where there is no agreement.
 
     Args:
         target: The checkpoint.
@@ -152,6 +152,7 @@ class Writing:
     def _finish_at_exit(self) -> None:
         """Let the last checkpoint of a program that has not asked for its end become complete, or tell why not."""
         self.finish(patience=HURRIED_TIMEOUT)
+        self.release()
         if self.error is not None:
             sys.stderr.write(f"{self.error}\n")
 
@@ -160,6 +161,11 @@ class Writing:
         if self._lock is not None:
             with suppress(OSError):  # what stays is removed when a run opens the directory
                 files.remove(self._directory)
+        self.release()
+
+    def release(self) -> None:
+        """Let others write. What is not complete is removed when a run opens the directory."""
+        if self._lock is not None:
             files.release(self._lock)
             self._lock = None
 

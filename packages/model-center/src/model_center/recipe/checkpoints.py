@@ -126,7 +126,10 @@ class CheckpointStore:
         except (OSError, ValueError):  # of which all know; otherwise there may be nobody to wait for
             _clean_up(writing)
             raise
-        _clean_up(writing)
+        else:
+            _clean_up(writing)
+        finally:
+            writing.release()
 
     def close(self) -> None:
         """Wait as `wait` does. Nothing needs closing after an error."""
@@ -145,9 +148,11 @@ class CheckpointStore:
         if error is None:
             self.close()
         elif self._pending is not None:
-            self._pending.finish(patience=HURRIED_TIMEOUT)
-            if self._pending.error is not None:
-                error.add_note(f"besides, {self._pending.error}")
+            writing, self._pending = self._pending, None
+            writing.finish(patience=HURRIED_TIMEOUT)
+            writing.release()
+            if writing.error is not None:
+                error.add_note(f"besides, {writing.error}")
 
     def newest(self, *, verify: bool = False) -> Found:
         """Find the newest whole checkpoint and what is damaged of the others.
