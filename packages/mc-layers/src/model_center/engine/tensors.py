@@ -8,22 +8,17 @@ from typing import TypeVar, cast
 import torch
 
 TensorT = TypeVar("TensorT", bound=torch.Tensor)
-# Starting a kernel for a smaller tensor takes longer than it runs.
-ONE_PASS_ELEMENTS = 2**18
 
 
 def fits_one_pass(*tensors: torch.Tensor) -> bool:
-    """Whether kernels that take one tensor at a time suit these, the first of which is of half precision.
-
-    The others, all of as many elements, are faster in PyTorch's multi-tensor kernels.
-    """
-    first = tensors[0]
-    suits = first.is_cuda and first.itemsize == 2 and first.numel() >= ONE_PASS_ELEMENTS and _has_triton()
+    """Whether kernels that go once over memory take these, the first of which is of half precision."""
+    suits = tensors[0].is_cuda and tensors[0].itemsize == 2 and has_triton()
     return suits and all(tensor.is_cuda and tensor.is_contiguous() for tensor in tensors)
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton's kernels can run on GPUs here."""
     return torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 

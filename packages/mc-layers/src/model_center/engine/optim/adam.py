@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -21,6 +20,7 @@ BUCKET_ELEMENTS = 2**24
 
 # Of each parameter group; what PyTorch adds by itself is not ours to ask for.
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
+_IN_ONE_PASS = ("master", "exp_avg", "exp_avg_sq", "step")
 
 Bucket: TypeAlias = list[torch.nn.Parameter]
 State: TypeAlias = dict[str, torch.Tensor]
@@ -130,9 +130,12 @@ class AdamOptimizer(torch.optim.Optimizer):
                 loss = closure()
         engine = current_engine()
         engine.before_update()
-        work = [(group, bucket) for group in self.param_groups for bucket in buckets_of(group["params"])]
-        for bucket, gradients in zip(work, self._fetch([bucket for _, bucket in work]), strict=True):
-            self._update(*bucket, gradients, scale)
+        work: list[tuple[dict[str, Any], Bucket]] = []
+        for group in self.param_groups:
+            others = self._update_in_one_pass(group, scale)
+            work += [(group, bucket) for bucket in buckets_of(others)]
+        for (group, bucket), gradients in zip(work, self._fetch([bucket for _, bucket in work]), strict=True):
+            self._update_bucket(group, bucket, gradients, scale)
         for group in self.param_groups:
             group["steps"] += 1
         engine.after_update()
@@ -267,37 +270,39 @@ class AdamOptimizer(torch.optim.Optimizer):
         steps = torch.tensor([float(state["step"]) if state else -1.0 for state in held])
         return current_engine().all_reduce(steps, "max").tolist()
 
-    def _update(self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], scale: float) -> None:
-        for parameter in bucket:
-            if not self.state[parameter]:
-                self.state[parameter] = self._new_state(parameter)
-        states: list[State] = [self.state[parameter] for parameter in bucket]
+    def _update_in_one_pass(self, group: dict[str, Any], scale: float) -> Bucket:
+        """Updates the parameters of a group that one kernel takes; returns the others that have a gradient."""
         local = current_engine().local
-        large = [
-            "master" in state and fits_one_pass(local(parameter), gradient, *state.values())
-            for parameter, gradient, state in zip(bucket, gradients, states, strict=True)
-        ]
-        for update, chosen in ((self._update_in_one_pass, large), (self._update_by_kind, [not each for each in large])):
-            if any(chosen):
-                which = list(compress(range(len(bucket)), chosen))
-                update(
-                    group, [bucket[i] for i in which], [gradients[i] for i in which], [states[i] for i in which], scale
+        others: Bucket = []
+        operands: list[tuple[torch.Tensor, ...]] = []
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self._state_of(parameter)
+            held, gradient = local(parameter.detach()), local_gradient(parameter)
+            if "master" in state and gradient.dtype == held.dtype and fits_one_pass(held, gradient, *state.values()):
+                operands.append(
+                    (held, gradient, *(state[name] for name in ("master", "exp_avg", "exp_avg_sq", "step")))
                 )
+            else:
+                others.append(parameter)
+        if operands:
+            from model_center.engine.optim import kernels  # where there is Triton
 
-    def _update_in_one_pass(
-        self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
+            options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
+            kernels.update(*zip(*operands, strict=True), lr=_rate(group), scale=scale, **options)
+        return others
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> State:
+        if not self.state[parameter]:
+            self.state[parameter] = self._new_state(parameter)
+        state: State = self.state[parameter]
+        return state
+
+    def _update_bucket(
+        self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], scale: float
     ) -> None:
-        from model_center.engine.optim import kernels  # where there is Triton
-
-        local = current_engine().local
-        columns = ([state[name] for state in states] for name in ("master", "exp_avg", "exp_avg_sq", "step"))
-        options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
-        parameters = [local(parameter.detach()) for parameter in bucket]
-        kernels.update(parameters, gradients, *columns, lr=_rate(group), scale=scale, **options)
-
-    def _update_by_kind(
-        self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], states: list[State], scale: float
-    ) -> None:
+        states = [self._state_of(parameter) for parameter in bucket]
         local = current_engine().local
         targets = [state.get("master", local(parameter)) for state, parameter in zip(states, bucket, strict=True)]
         steps = [state["step"] for state in states]
@@ -368,12 +373,10 @@ class AdamOptimizer(torch.optim.Optimizer):
 
 
 def buckets_of(parameters: Iterable[torch.nn.Parameter]) -> Iterator[Bucket]:
-    """Those that have a gradient, about `BUCKET_ELEMENTS` held elements at a time."""
+    """About `BUCKET_ELEMENTS` held elements at a time."""
     bucket: Bucket = []
     elements = 0
     for parameter in parameters:
-        if parameter.grad is None:
-            continue
         held = current_engine().local(parameter).numel()
         if bucket and elements + held > BUCKET_ELEMENTS:
             yield bucket

@@ -49,10 +49,10 @@ def clip_grad_norm(
     norm = engine.total_norm(gradients, order) / scale
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0)
     local = [engine.local(gradient) for gradient in gradients]
-    if large := [gradient for gradient in local if fits_one_pass(gradient)]:
+    if in_one_pass := [gradient for gradient in local if fits_one_pass(gradient)]:
         from model_center.engine.optim import kernels  # where there is Triton
 
-        kernels.multiply(large, factor)
+        kernels.multiply(in_one_pass, factor)
     for group in group_by_kind([gradient for gradient in local if not fits_one_pass(gradient)]):
         if group[0].itemsize > 2:
             torch._foreach_mul_(group, factor.to(group[0].device))

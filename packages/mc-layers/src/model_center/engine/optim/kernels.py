@@ -1,55 +1,99 @@
-"""Triton kernels that go once over the memory of a large half-precision parameter."""
+"""Triton kernels that go once over the memory of all half-precision parameters, however many, in one launch.
+
+A kernel gets a table on the device with a column for each tensor: the first of its tiles, its number of elements, and
+where it and what belongs to it lie. The host would take longer to launch a kernel for each tensor than they run.
+"""
 
 # Triton compiles kernels and knows no annotations of its own values.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 import triton
 import triton.language as tl
 
 _TILE = 2048
+_ALIGNMENT = 16
+"""Threads read several elements at once where addresses and numbers of elements are multiples of it."""
+_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_RUN_TIME = ["tensors"]
 
 
 @triton.jit
+def _place(table_ptr, tensors, ALIGNED: tl.constexpr, TILE: tl.constexpr):
+    """Return the column of the tensor that this program's tile belongs to, its elements in the tile, and their mask."""
+    tile = tl.program_id(0)
+    low, high = 0, tensors
+    while high - low > 1:  # the last column that does not begin behind this tile
+        middle = (low + high) // 2
+        begins_later = tl.load(table_ptr + middle) > tile
+        low, high = tl.where(begins_later, low, middle), tl.where(begins_later, middle, high)
+    places = (tile - tl.load(table_ptr + low)) * TILE + tl.arange(0, TILE)
+    elements = tl.load(table_ptr + tensors + low)
+    if ALIGNED:
+        elements = tl.multiple_of(elements, 16)
+    return low, places, places < elements
+
+
+@triton.jit
+def _pointer(table_ptr, tensors, row: tl.constexpr, column, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return where the tensor of a column lies that the table names in `row`."""
+    pointer = tl.load(table_ptr + row * tensors + column).to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
 def _update_kernel(
-    parameter_ptr, gradient_ptr, master_ptr, exp_avg_ptr, exp_avg_sq_ptr, corrections_ptr, elements,
-    lr, decay, rest1, beta2, rest2, eps, scale, TILE: tl.constexpr,
+    table_ptr, corrections_ptr, tensors, lr, decay, rest1, beta2, rest2, eps, scale,
+    TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    places = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    inside = places < elements
-    gradient = tl.load(gradient_ptr + places, mask=inside, other=0.0).to(tl.float32) / scale
-    master = tl.load(master_ptr + places, mask=inside, other=0.0)
-    exp_avg = tl.load(exp_avg_ptr + places, mask=inside, other=0.0)
-    exp_avg_sq = tl.load(exp_avg_sq_ptr + places, mask=inside, other=0.0)
+    column, places, inside = _place(table_ptr, tensors, ALIGNED, TILE)
+    parameters = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
+    gradients = _pointer(table_ptr, tensors, 3, column, TYPE, ALIGNED) + places
+    masters = _pointer(table_ptr, tensors, 4, column, tl.float32, ALIGNED) + places
+    exp_avgs = _pointer(table_ptr, tensors, 5, column, tl.float32, ALIGNED) + places
+    exp_avg_sqs = _pointer(table_ptr, tensors, 6, column, tl.float32, ALIGNED) + places
+    gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) / scale
+    master = tl.load(masters, mask=inside, other=0.0)
+    exp_avg = tl.load(exp_avgs, mask=inside, other=0.0)
+    exp_avg_sq = tl.load(exp_avg_sqs, mask=inside, other=0.0)
     exp_avg += rest1 * (gradient - exp_avg)
     exp_avg_sq = beta2 * exp_avg_sq + rest2 * gradient * gradient
     master -= decay * master
-    root = tl.sqrt(exp_avg_sq) / tl.load(corrections_ptr + 1)
-    master -= lr / tl.load(corrections_ptr) * exp_avg / (root + eps)
-    tl.store(exp_avg_ptr + places, exp_avg, mask=inside)
-    tl.store(exp_avg_sq_ptr + places, exp_avg_sq, mask=inside)
-    tl.store(master_ptr + places, master, mask=inside)
-    tl.store(parameter_ptr + places, master.to(parameter_ptr.dtype.element_ty), mask=inside)
+    root = tl.sqrt(exp_avg_sq) / tl.load(corrections_ptr + 2 * column + 1)
+    master -= lr / tl.load(corrections_ptr + 2 * column) * exp_avg / (root + eps)
+    tl.store(exp_avgs, exp_avg, mask=inside)
+    tl.store(exp_avg_sqs, exp_avg_sq, mask=inside)
+    tl.store(masters, master, mask=inside)
+    tl.store(parameters, master.to(TYPE), mask=inside)
 
 
-@triton.jit
-def _scale_kernel(gradient_ptr, factor_ptr, elements, TILE: tl.constexpr):
-    places = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
-    inside = places < elements
-    gradient = tl.load(gradient_ptr + places, mask=inside, other=0.0).to(tl.float32) * tl.load(factor_ptr)
-    tl.store(gradient_ptr + places, gradient.to(gradient_ptr.dtype.element_ty), mask=inside)
+@triton.jit(do_not_specialize=_RUN_TIME)
+def _scale_kernel(
+    table_ptr, factor_ptr, tensors, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    column, places, inside = _place(table_ptr, tensors, ALIGNED, TILE)
+    gradients = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
+    gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) * tl.load(factor_ptr)
+    tl.store(gradients, gradient.to(TYPE), mask=inside)
 
 
 def multiply(gradients: Sequence[torch.Tensor], factor: torch.Tensor) -> None:
-    """Multiplies contiguous gradients, in place, by a float32 scalar on their device.
+    """Multiplies gradients, in place, by a float32 scalar on their device.
 
     PyTorch's multi-tensor multiplication does not take a scalar of another type.
+
+    Args:
+        gradients: Float16 or bfloat16, contiguous.
+        factor: What they are multiplied by, before rounding.
     """
-    for gradient in gradients:
-        elements = gradient.numel()
-        _scale_kernel[(triton.cdiv(elements, _TILE),)](gradient, factor, elements, TILE=_TILE)
+    for kind, options in _kinds([gradients]):
+        table, tiles = _table([gradients], kind)
+        _scale_kernel[(tiles,)](table, factor, len(kind), **options)
 
 
 def update(
@@ -58,7 +102,7 @@ def update(
     masters: Sequence[torch.Tensor],
     exp_avgs: Sequence[torch.Tensor],
     exp_avg_sqs: Sequence[torch.Tensor],
-    steps: list[torch.Tensor],
+    steps: Sequence[torch.Tensor],
     *,
     lr: float,
     betas: tuple[float, float],
@@ -84,12 +128,36 @@ def update(
         weight_decay: Part of a parameter that a step with learning rate 1 takes away.
         scale: The loss scale that gradients carry.
     """
-    torch._foreach_add_(steps, 1)
-    counted = torch.stack(steps).double()  # float32 would lose most digits of the first steps' corrections
-    corrections = torch.stack((1 - betas[0] ** counted, (1 - betas[1] ** counted).sqrt()), -1).float()
-    tensors = zip(parameters, gradients, masters, exp_avgs, exp_avg_sqs, corrections, strict=True)
-    for operands in tensors:
-        elements = operands[0].numel()
-        _update_kernel[(triton.cdiv(elements, _TILE),)](
-            *operands, elements, lr, lr * weight_decay, 1 - betas[0], betas[1], 1 - betas[1], eps, scale, TILE=_TILE
-        )
+    torch._foreach_add_(list(steps), 1)
+    tensors = [parameters, gradients, masters, exp_avgs, exp_avg_sqs]
+    for kind, options in _kinds(tensors):
+        counted = torch.stack([steps[i] for i in kind]).double()  # float32 would lose the first steps' digits
+        corrections = torch.stack((1 - betas[0] ** counted, (1 - betas[1] ** counted).sqrt()), -1).float()
+        table, tiles = _table(tensors, kind)
+        numbers = (lr, lr * weight_decay, 1 - betas[0], betas[1], 1 - betas[1], eps, scale)
+        _update_kernel[(tiles,)](table, corrections, len(kind), *numbers, **options)
+
+
+def _kinds(tensors: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[list[int], dict[str, object]]]:
+    """Yields the numbers of tensors that one launch takes, empty ones left out, and what the kernel is compiled for.
+
+    Args:
+        tensors: Those that parameters or gradients are, and what belongs to each.
+    """
+    kinds: dict[tuple[torch.dtype, bool], list[int]] = {}
+    for number, (first, *others) in enumerate(zip(*tensors, strict=True)):
+        places = (first.numel(), *(tensor.data_ptr() for tensor in (first, *others)))
+        if first.numel():
+            kinds.setdefault((first.dtype, all(place % _ALIGNMENT == 0 for place in places)), []).append(number)
+    for (dtype, aligned), kind in kinds.items():
+        yield kind, {"TYPE": _TYPES[dtype], "ALIGNED": aligned, "TILE": _TILE}
+
+
+def _table(tensors: Sequence[Sequence[torch.Tensor]], kind: Sequence[int]) -> tuple[torch.Tensor, int]:
+    """Return the table of those of a kind and the number of their tiles. The host does not wait for the device."""
+    sizes = [tensors[0][number].numel() for number in kind]
+    *begins, tiles = accumulate((triton.cdiv(size, _TILE) for size in sizes), initial=0)
+    addresses = [[each[number].data_ptr() for number in kind] for each in tensors]
+    device = tensors[0][kind[0]].device
+    table = torch.tensor([begins, sizes, *addresses], pin_memory=device.type == "cuda")
+    return table.to(device, non_blocking=True), tiles

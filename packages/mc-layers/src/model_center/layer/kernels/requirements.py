@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+
+from model_center.engine.tensors import has_triton
 
 _HALF_TYPES = (torch.float16, torch.bfloat16)
 _OLDEST_GPU = (8, 0)
@@ -37,7 +38,7 @@ def fused_kernels_take(x: Tensor, dim_head: int) -> bool:
     """
     dtype = x.dtype
     if x.device.type == "meta":
-        return _meta_is_gpu.get() and dtype in _HALF_TYPES and dim_head <= _LARGEST_HEAD and _has_triton()
+        return _meta_is_gpu.get() and dtype in _HALF_TYPES and dim_head <= _LARGEST_HEAD and has_triton()
     if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
     suits: bool = _suit(x.device, dtype, dim_head)
@@ -57,7 +58,7 @@ def _suit(device: torch.device, dtype: torch.dtype, dim_head: int) -> bool:
 def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"the device is {device.type}, not an NVIDIA GPU"
-    if not _has_triton():
+    if not has_triton():
         return "the package triton is not installed"
     capability = torch.cuda.get_device_capability(device)
     if capability < _OLDEST_GPU:
@@ -67,10 +68,6 @@ def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | 
     if dim_head > _LARGEST_HEAD:
         return f"`dim_head` is {dim_head}, greater than {_LARGEST_HEAD}"
     return None
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @cache
