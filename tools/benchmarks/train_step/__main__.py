@@ -24,7 +24,7 @@ from rich.console import Console
 
 from .processes import WorkerError, WorkerProcess
 from .reports import Row, profile_tables, row_of, table_of
-from .workloads import SETTINGS, WORKLOADS, Workload
+from .workloads import SETTINGS, WORKLOADS, Workload, settings_of
 
 REFERENCE = "ours-fp32"
 
@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train_step", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workload", choices=WORKLOADS, default="bert-large")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, metavar="SETTING", help=f"of {', '.join(SETTINGS)}")
+    parser.add_argument(
+        "--activation_budget", type=float, nargs="+", default=[], metavar="SHARE", help="of settings that have one"
+    )
     parser.add_argument("--batch", type=int, help="rows of a step of one process")
     parser.add_argument("--length", type=int, help="positions of a row")
     parser.add_argument("--target_length", type=int, help="positions of the decoder")
@@ -65,14 +68,16 @@ class Benchmark:
         given = {name: getattr(options, name) for name in ("batch", "length", "target_length", "padding")}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.workload = replace(workload, **changes, options={**workload.options, **options.options})
-        self.names: list[str] = options.settings or list(workload.settings)
+        self.settings = settings_of(options.settings or workload.settings, options.activation_budget)
+        self.names = list(self.settings)
         self.failures: dict[str, str] = {}
         self.results: dict[str, Any] = {}
 
     def start(self, name: str, workload: Workload | None = None) -> WorkerProcess:
         options = self.options
         limits = {"cap_gib": options.cap_gib, "limit_s": options.limit_s}
-        return WorkerProcess(workload or self.workload, SETTINGS[name], processes=options.processes, **limits)
+        setting = self.settings.get(name) or SETTINGS[name]
+        return WorkerProcess(workload or self.workload, setting, processes=options.processes, **limits)
 
     def failed(self, name: str, error: WorkerError) -> None:
         self.failures[name] = str(error)

@@ -35,6 +35,7 @@ class Ours:
             engine=setting.engine,
             use_checkpoint=setting.recomputed,
             compile=setting.compiled,
+            activation_budget=setting.activation_budget,
             deterministic=setting.deterministic,
         )
         self.family = workload.family

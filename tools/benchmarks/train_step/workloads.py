@@ -1,6 +1,6 @@
 """What is measured: models and sizes of training steps, and the ways to run them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -115,6 +115,7 @@ class Setting:
         engine: of ours; Transformers in several processes runs FSDP2.
         attention: of Transformers.
         compiled: whether our engine compiles blocks, or Transformers' whole model is compiled.
+        activation_budget: share of the activations that our engine's compiled blocks keep.
         recomputed: whether blocks recompute their activations in backward.
         deterministic: whether our engine repeats runs bit by bit.
         offloaded: whether the optimizer's state is kept and updated by the host (ours).
@@ -125,6 +126,7 @@ class Setting:
     engine: Literal["torch", "bmtrain"] = "torch"
     attention: Literal["sdpa", "eager"] = "sdpa"
     compiled: bool = False
+    activation_budget: float | None = None
     recomputed: bool = False
     deterministic: bool = False
     offloaded: bool = False
@@ -136,6 +138,7 @@ SETTINGS = {
     "ours": Setting(),
     "ours-fp32": Setting(dtype="float32"),
     "ours-compiled": Setting(compiled=True),
+    "ours-compiled-lean": Setting(compiled=True, activation_budget=0.5),
     "ours-compiled-recomputed": Setting(compiled=True, recomputed=True),
     "ours-compiled-bmtrain": Setting(compiled=True, engine="bmtrain"),
     "ours-compiled-bmtrain-recomputed": Setting(compiled=True, engine="bmtrain", recomputed=True),
@@ -150,3 +153,15 @@ SETTINGS = {
     "transformers-recomputed": replace(_THEIRS, recomputed=True),
     "transformers-fp32": replace(_THEIRS, dtype="float32"),
 }
+
+
+def settings_of(names: Iterable[str], budgets: Sequence[float]) -> dict[str, Setting]:
+    """Settings by name; with `budgets`, one for each of these takes the place of a setting that has a budget."""
+    found = {}
+    for name in names:
+        setting = SETTINGS[name]
+        if setting.activation_budget is None or not budgets:
+            found[name] = setting
+        else:
+            found |= {f"{name} {budget:g}": replace(setting, activation_budget=budget) for budget in budgets}
+    return found

@@ -76,12 +76,16 @@ class EngineOptions:
     name: EngineName | None = None
     """Either torch or bmtrain; when not given, what the environment variable MODEL_CENTER_ENGINE says, else torch."""
     use_checkpoint: bool | None = None
-    """Compute activations again in backward, to save memory; by default on CUDA only."""
+    """Compute activations again in backward, to save memory; by default on CUDA only, and not with an
+    activation_budget."""
     zero_level: Literal[2, 3] = 3
     """With several processes, 3 shards a block's parameters between its uses, and 2 keeps them from its forward to its
     backward pass."""
     compile: bool = False
     """Compile the model's blocks, which makes the first steps take much longer and all later ones less."""
+    activation_budget: float | None = None
+    """Share of the activations that compiled blocks keep for backward, from 0 to 1, to save memory: what is cheapest to
+    compute is computed again. Takes the place of use_checkpoint."""
     deterministic: bool = False
     """Compute the same bits whenever the run is repeated on the same machine, which may take longer."""
 
@@ -89,6 +93,10 @@ class EngineOptions:
         if self.name is not None:
             require_choice("engine.name", self.name, EngineName)
         require(self.zero_level in (2, 3), "engine.zero_level", "2 or 3", self.zero_level)
+        budget, option = self.activation_budget, "engine.activation_budget"
+        require(budget is None or 0 <= budget <= 1, option, "from 0 to 1", budget)
+        require(budget is None or self.compile, option, "left out without engine.compile", budget)
+        require(budget is None or not self.use_checkpoint, option, "left out with engine.use_checkpoint", budget)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def setting_of(config: PretrainConfig, world_size: int, engine: str | None = Non
     return Setting(
         engine=engine or config.engine.name or "torch",
         world_size=world_size,
-        recomputes=True if checkpointing is None else checkpointing,
+        recomputes=config.engine.activation_budget is None if checkpointing is None else checkpointing,
         zero_level=config.engine.zero_level,
         offload=config.optimizer.offload,
         asynchronous_checkpoints=config.checkpoints.asynchronous,
