@@ -1,6 +1,8 @@
 """Runs that repeat bit by bit: what is set for them and put back, and that they do."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +57,12 @@ def test_use_engine_puts_everything_back_also_after_an_error(monkeypatch: pytest
         fail()
     assert settings() == (True, True, True, ":0:0")
     torch.use_deterministic_algorithms(False)
+
+
+def test_a_process_ends_in_silence() -> None:
+    script = "from model_center import engine; engine.init_distributed(deterministic=True)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_repeatable_workspace_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,10 @@ class Worker:
 
     def _batches(self, workload: Workload) -> list[Batch]:
         made = make_batches(workload, self.trainee.config.vocab_size, BATCHES, seed=bmt.rank())
-        return [batch.to(bmt.current_engine().device) for batch in made]
+        return [self._to_device(batch) for batch in made]
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return batch.to(bmt.current_engine().device, labels=self.setting.side != "ours")
 
     def measure(self, steps: int) -> dict[str, Any]:
         """Steps that are timed, after one for each batch that is not (compilation, and memory from the device)."""
@@ -80,7 +83,7 @@ class Worker:
         """The losses of steps on batches that differ, and a fingerprint of the weights after them."""
         made = make_batches(self.workload, self.trainee.config.vocab_size, steps, seed=7 + bmt.rank())
         start = time.perf_counter()
-        losses = [self.trainee.step(batch.to(bmt.current_engine().device)) for batch in made]
+        losses = [self.trainee.step(self._to_device(batch)) for batch in made]
         values = torch.stack(losses).tolist()
         digest = hashlib.sha256()
         for tensor in bmt.current_engine().state_dict(self.trainee.module).values():

@@ -1,5 +1,6 @@
 """Which engine runs this process."""
 
+import atexit
 import os
 import random
 import sys
@@ -26,6 +27,7 @@ _current: Engine | None = None  # in use
 _chosen: Engine | None = None  # by `init_distributed`
 _default: Engine | None = None  # where nothing was chosen
 _settings = ExitStack()  # of the process, that the chosen engine has changed
+atexit.register(_settings.close)  # which would fail once the interpreter takes modules away
 
 
 def current_engine() -> Engine:

@@ -92,8 +92,15 @@ def labelled(hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     rows = hidden_states.flatten(0, -2)
     if len(positions) < len(rows):
         labels = labels[positions]
-        rows = rows.index_select(0, positions.to(rows.device, non_blocking=True))
-    return rows, labels.to(rows.device, non_blocking=True)
+        rows = rows.index_select(0, _to(rows.device, positions))
+    return rows, _to(rows.device, labels)
+
+
+def _to(device: torch.device, tensor: Tensor) -> Tensor:
+    """Copies to a GPU behind what it is doing, while the host goes on, which takes page-locked memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def _scores(states: Tensor, weight: Tensor, bias: Tensor | None, padding_ids: int) -> Tensor:
