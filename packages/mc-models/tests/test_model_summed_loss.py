@@ -131,6 +131,25 @@ def test_half_precision_keeps_small_probabilities(dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours.grad.double()[quiet], theirs.grad[quiet], rtol=0.1, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", range(9))
+@pytest.mark.parametrize("biased", [False, True])
+def test_float32_scores_of_few_rows(rows: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(rows, 1, 8), (30, 8), (30,)][: 2 + biased]
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    found = output_projection.OutputProjection(*inputs, padding_ids=2).scores()
+    expected = wide[0] @ wide[1].T + (wide[2] if biased else 0)
+    assert found.is_contiguous()
+    assert (found[..., -2:] == float("-inf")).all()
+    torch.testing.assert_close(found[..., :-2].double(), expected[..., :-2], rtol=1e-5, atol=1e-5)
+    weights = torch.randn(rows, 1, 28, generator=generator)
+    (found[..., :-2] * weights).sum().backward()
+    (expected[..., :-2] * weights).sum().backward()
+    for ours, theirs in zip(inputs, wide, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
 def test_wrong_labels() -> None:
     model, hidden, labels = case("bert", {}, labelled=1.0)
     with pytest.raises(ValueError, match=r"`labels` must have the shape .* \(3, 7\), but has \(3, 6\)"):
