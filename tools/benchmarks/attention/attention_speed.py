@@ -140,7 +140,9 @@ class Case:
     def runs(self) -> dict[str, Run]:
         """All that is compared, by what the table calls it."""
         causal, padded = AttentionMask(causal=True), AttentionMask(lengths=self.key_lengths)
-        real = (torch.arange(self.shape.length, device=self.device) < self.key_lengths[:, None])[:, None, None]
+        positions = torch.arange(self.shape.length, device=self.device)
+        real = (positions < self.key_lengths[:, None])[:, None, None]
+        context = AttentionMask(context=(positions < self.shape.length // 2)[None])
         return {
             "relative bias, ours": self.ours(),
             "relative bias, eager": self.eager(),
@@ -148,6 +150,7 @@ class Case:
             "relative bias, FlexAttention": self.flex(),
             "no bias, SDPA": self.sdpa(),
             "causal relative bias, ours": self.ours(causal),
+            "causal relative bias and context, ours": self.ours(context),
             "causal, SDPA": self.sdpa(is_causal=True),
             "relative bias and lengths, ours": self.ours(padded),
             "lengths as a mask, SDPA": self.sdpa(real),
