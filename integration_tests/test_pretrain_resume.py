@@ -5,6 +5,7 @@ Most runs are of processes forked from one that has imported everything; the kil
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,8 +87,10 @@ def test_a_signal_saves_and_ends(folder: Path, straight: str) -> None:
     option = "--checkpoints.asynchronous=false"
     ended = run(folder, "stopped", option, stop=4, number=signal.SIGTERM)
     assert ended.codes == [130]
-    assert "interrupted after step 5, which was saved; --resume auto goes on from there" in ended.text
+    assert "interrupted after step 5, which was saved; this goes on from there:\n" in ended.text
     assert state(folder, "stopped") == "interrupted"
+    goes_on = shlex.join(words(folder, "stopped", option, "--resume", "auto"))
+    assert ended.text.endswith(f"\ntorchrun ... -m model_center.recipe {goes_on}\n")
     run_whole(folder, "stopped", option, "--resume=auto")
     assert_same_run(folder, straight, "stopped")
 

@@ -1,4 +1,5 @@
 import re
+import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from model_center.recipe.cli import build_parser, main
+from model_center.recipe.cli import build_parser, main, resuming
 from model_center.recipe.configuration import OptimizerOptions
 from model_center.recipe.finetune_configuration import DataOptions, FinetuneConfig, ModelOptions, QuickstartConfig
 
@@ -157,3 +158,21 @@ def test_missing_and_misspelt_commands(capsys: pytest.CaptureFixture[str]) -> No
     assert "unknown command 'finetun'" in (error := failure(capsys, "finetun"))
     assert "did you mean 'finetune'" in error
     assert "finetune,quickstart" in failure(capsys)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "--resume auto"),
+        ("--config run.yaml --resume auto", "--config run.yaml --resume auto"),
+        ("--overwrite --resume=never --output 'my run'", "--output 'my run' --resume auto"),
+    ],
+)
+def test_the_command_that_goes_on_after_an_interruption(
+    given: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    words = ["pretrain", *shlex.split(given)]
+    assert resuming(words) == f"model-center pretrain {expected}"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert resuming(words) == f"torchrun ... -m model_center.recipe pretrain {expected}"

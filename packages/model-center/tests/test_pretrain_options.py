@@ -55,6 +55,13 @@ def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, monkeypa
     assert set(yaml.safe_load(resolved.to_yaml())) == {field.name for field in fields(PretrainConfig)}
 
 
+@pytest.mark.parametrize(
+    ("text", "corpus"), [("sample:shakespeare", "shakespeare"), ("/books/austen.txt", "austen.txt"), (None, "ids")]
+)
+def test_the_corpus_is_called_by_its_name(text: str | None, corpus: str) -> None:
+    assert replace(config().data, path="/data/ids", text=text).corpus == corpus
+
+
 BAD: dict[str, Callable[[], object]] = {
     r"model\.name must be a directory or the name of a published size": lambda: recipe.PretrainModelOptions(name=""),
     r"model\.precision must be one of half, bf16, fp32, but is 'fp8'": lambda: recipe.PretrainModelOptions(

@@ -77,7 +77,7 @@ def test_what_is_there_is_used_again_and_nothing_else(text: Path, tmp_path: Path
     prepare_tokenizer("train:300", inputs, tmp_path, "gpt2")
     prepare_datasets(inputs, tmp_path, "train", name, max_length=8)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()} == kept
-    with pytest.raises(ValueError, match=r"train_1 and 1 more exists; .*another length need another folder"):
+    with pytest.raises(ValueError, match=r"train_1 and 1 more exists; .*another folder with --data\.path"):
         prepare_datasets(inputs, tmp_path, "train", name, max_length=9)
     for file in DistributedMMapIndexedDataset(tmp_path, "train", 0, 1).files:
         assert max(file.sizes) <= 8

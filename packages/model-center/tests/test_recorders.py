@@ -216,7 +216,7 @@ def test_plain_lines_where_the_output_is_no_terminal() -> None:
         "step 1/10", "step 4/10", "step 8/10", "step 10/10", "evaluation after step 10 (epoch 2.50): loss 0.5000",
     ]  # fmt: skip
     assert lines[1] == (
-        "step 4/10 | epoch 1.00 | loss 0.2500 | lr 1.00e-04 | gradient 2.00 | 32.0 samples/s | left 0:03"
+        "step 4/10 | epoch 1.00 | loss 0.2500 | lr 1.00e-04 | gradient norm 2.00 | 32.0 samples/s | left 0:03"
     )
     assert "| accuracy 75.0% | macro_f1 70.0% | accuracy of the commonest answer 50.0% |" in lines[-1]
 
@@ -228,7 +228,7 @@ def test_plain_lines_of_pretraining() -> None:
         progress.record(pretraining_step(number, 3.0))
     progress.record(ValidationMetrics(step=1100, loss=3.0, tokens=65536))
     lines = text.getvalue().splitlines()
-    numbers = "loss 3.0000 | lr 1.00e-04 | gradient 2.00 | 8,192 tokens/s | perplexity 20.09"
+    numbers = "loss 3.0000 | lr 1.00e-04 | gradient norm 2.00 | 8,192 tokens/s | perplexity 20.09"
     numbers += " | 45.2 TFLOP/s (4.6% of peak) | 12.3 GiB | scale 1024"
     assert lines == [
         f"step 1001/20000 | epoch 250.25 | {numbers} | left 2:38:20",
@@ -260,7 +260,7 @@ def test_live_lines_of_pretraining() -> None:
     progress.close()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue())
     assert re.search(r"40/100 loss 3\.000 lr 1\.0e-04 8,192 tokens/s left 0:30", shown), shown
-    assert "perplexity 20.09 | gradient 2.00 | 45.2 TFLOP/s (4.6% of peak) | 12.3 GiB" in shown
+    assert "perplexity 20.09 | gradient norm 2.00 | 45.2 TFLOP/s (4.6% of peak) | 12.3 GiB" in shown
     assert "validation after step 40: loss 3.0000" in shown
 
 

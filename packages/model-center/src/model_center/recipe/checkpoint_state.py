@@ -21,6 +21,8 @@ from .random_states import derive_random_states, random_states, restore_random_s
 TRAINING_NAME = "training.json"
 _FREE_OPTIONS = ("dropout", "_init_", "dtype", "half")
 """What the names of those model options contain that may change between saving and resuming."""
+_NAMED = 5
+"""How many of the weights that do not fit are named: of another model, none does."""
 
 
 @dataclass
@@ -225,16 +227,17 @@ class SavedTraining:
         """Compare with what it is to be loaded into.
 
         Raises:
-            ValueError: it does not fit; the message lists everything.
+            ValueError: it does not fit; the message lists every option and the first weights that differ.
         """
-        problems = [*self._check_config(state.model), *self._check_weights(state.model)]
+        problems = [*self._check_config(state.model), *_first(self._check_weights(state.model), "weights")]
         if schedules := self._check_schedules(state.manager):
             problems.append(schedules)
         if len(state.optimizers) != (count := len(self._content["optimizers"])):
             problems.append(f"optimizers: {count} in the checkpoint, {len(state.optimizers)} here")
         else:
             for number, optimizer in enumerate(state.optimizers):
-                problems += self._check_optimizer(number, state, optimizer)
+                found = self._check_optimizer(number, state, optimizer)
+                problems += _first((f"optimizer {number}: {problem}" for problem in found), f"optimizer {number}")
         if problems:
             raise ValueError("\n".join([f"the checkpoint {self.path} is of another training:", *problems]))
 
@@ -247,8 +250,8 @@ class SavedTraining:
 
     def _check_weights(self, model: BaseModel) -> Iterator[str]:
         found = {name: torch.Size(self._weights.shape(name)) for name in self._weights.names()}
-        if mismatch := compare_states(current_engine().state_shapes(model), found):
-            yield f"weights:\n{mismatch}"
+        mismatch = compare_states(current_engine().state_shapes(model), found)
+        yield from (f"weights: {line.strip()}" for line in str(mismatch).splitlines())
 
     def _check_schedules(self, manager: OptimManager) -> str | None:
         expected = [None if schedule is None else sorted(schedule.state_dict()) for schedule in manager.lr_schedulers]
@@ -264,14 +267,14 @@ class SavedTraining:
         found = _by_name(self._content["optimizers"][number]["groups"])
         for name in expected | found:
             if name not in found:
-                yield f"optimizer {number}: missing: {name}"
+                yield f"missing: {name}"
             elif name not in expected:
-                yield f"optimizer {number}: unexpected: {name}"
+                yield f"unexpected: {name}"
             elif found[name] != expected[name]:
                 group, shape = found[name]
                 yield (
-                    f"optimizer {number}: {name} is of group {group} and shape {shape} in the checkpoint, of group "
-                    f"{expected[name][0]} and shape {expected[name][1]} here"
+                    f"{name} is of group {group} and shape {shape} in the checkpoint, of group {expected[name][0]} and "
+                    f"shape {expected[name][1]} here"
                 )
             else:
                 yield from self._check_coverage(number, name, prod(expected[name][1]))
@@ -283,7 +286,7 @@ class SavedTraining:
             for part in self._states[number, kind, name]:
                 position = part.stop if part.start == position else -1
             if position != (1 if kind == "step" else numel):
-                yield f"optimizer {number}: the parts of `{kind}` of {name} do not make a whole"
+                yield f"the parts of `{kind}` of {name} do not make a whole"
 
     def restore(self, state: TrainingState) -> dict[str, Any]:
         """Load everything; `check` has been passed.
@@ -332,6 +335,13 @@ class SavedTraining:
             restore_random_states(states)
         else:
             derive_random_states(states, rank)
+
+
+def _first(problems: Iterable[str], kind: str) -> list[str]:
+    """Return the first problems of a kind, and how many more there are."""
+    listed = list(problems)
+    more = len(listed) - _NAMED
+    return listed if more <= 0 else [*listed[:_NAMED], f"{kind}: and {more} more"]
 
 
 def _numbered_as(optimizer: AdamOptimizer, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -189,8 +189,8 @@ class CheckpointStore:
             The progress that was saved.
 
         Raises:
-            ValueError: it is damaged, of a newer format, or of another model or optimizer; the message lists everything
-                and nothing has been changed.
+            ValueError: it is damaged, of a newer format, or of another model or optimizer; the message says how they
+                differ and nothing has been changed.
             OSError: it cannot be read.
         """
         self.wait()

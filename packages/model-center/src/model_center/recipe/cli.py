@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from . import __version__
 from .checkpoint_configuration import ConvertConfig, VerifyConfig
-from .commands import USER_ERROR, UserError, say_interrupted
+from .commands import USER_ERROR, RunInterrupted, UserError, is_first_process, say_interrupted
 from .configuration import ReportConfig, nearest
 from .finetune_configuration import FinetuneConfig, QuickstartConfig
 from .pretrain_configuration import PretrainConfig
@@ -111,10 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `model-center`; those of the process when not given.
     """
     parser = build_parser()
-    parsed = parser.parse_args(with_preset(sys.argv[1:] if arguments is None else arguments))
+    words = sys.argv[1:] if arguments is None else arguments
+    parsed = parser.parse_args(with_preset(words))
     command = COMMANDS[parsed.command]
-    # Of several processes that torchrun started, the first one speaks.
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    console = Console(quiet=not is_first_process())
     try:
         options = parser.instantiate(parsed)[parsed.command].as_dict()
         del options["config"]
@@ -129,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_code: int = run(config, console, **flags)
     except UserError as error:
         fail(f"model-center {parsed.command}", str(error))
+    except RunInterrupted as interrupt:
+        exit_code = say_interrupted(f"{interrupt}; this goes on from there:\n{resuming(words)}")
     except KeyboardInterrupt as interrupt:
         exit_code = say_interrupted(str(interrupt) or "interrupted")
     return exit_code
@@ -176,6 +179,17 @@ def with_preset(arguments: Sequence[str]) -> list[str]:
             fail(f"model-center {words[0]}", str(error))
         return [*words[:place], f"--config={path}", *words[place + 1 + (word == "--preset") :]]
     return words
+
+
+def resuming(arguments: Sequence[str]) -> str:
+    """Return the command that goes on with a run, given the words of the one that was interrupted."""
+    kept: list[str] = []
+    for place, word in enumerate(arguments):
+        is_value = place > 0 and arguments[place - 1] == "--resume"
+        if not is_value and word.partition("=")[0] not in ("--resume", "--overwrite"):
+            kept.append(word)
+    program = ["torchrun", "...", "-m", "model_center.recipe"] if "WORLD_SIZE" in os.environ else ["model-center"]
+    return shlex.join([*program, *kept, "--resume", "auto"])
 
 
 class Parser(ArgumentParser):

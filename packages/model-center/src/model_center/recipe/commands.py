@@ -1,5 +1,6 @@
 """What the commands share: which errors are the user's to mend, interruption, and the lines at a run's end."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,15 @@ OK, USER_ERROR, INTERRUPTED = 0, 2, 130
 
 class UserError(Exception):
     """An error whose message is all that the user needs; the command prints it without a traceback."""
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """The end of a run that a signal has asked for, and that can be resumed; the message says after which step."""
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of several processes that speaks, as a launcher such as torchrun tells it."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -35,8 +45,9 @@ def preparing(console: Console, doing: str) -> Iterator[None]:
 
 
 def say_interrupted(message: str) -> int:
-    """Print why the command ends early, and return the exit code that says so."""
-    sys.stderr.write(f"{message}\n")
+    """Print why the command ends early, in one of several processes, and return the exit code that says so."""
+    if is_first_process():
+        sys.stderr.write(f"{message}\n")
     return INTERRUPTED
 
 

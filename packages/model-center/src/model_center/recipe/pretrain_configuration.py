@@ -1,6 +1,7 @@
 """What `model-center pretrain` and `plan` can be told."""
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from .configuration import (
@@ -142,6 +143,11 @@ class PretrainDataOptions(ObjectiveOptions):
         require(0 < share < 1, "data.validation_share", "above 0 and below 1", share)
         if self.validation_name == self.name:
             raise ValueError(f"data.validation_name must differ from data.name, but both are {self.name!r}")
+
+    @property
+    def corpus(self) -> str:
+        """What is trained on, in a word: the name of the raw text or, where there is none, of the data sets' folder."""
+        return Path(self.path if self.text is None else self.text.removeprefix(SAMPLE)).name
 
     @property
     def objective_options(self) -> ObjectiveOptions:

@@ -18,7 +18,7 @@ from .anomalies import TrainingStoppedError, Verdict, report_batch
 from .callbacks import Callbacks, MicroBatch, SummedLoss, cross_entropy
 from .checkpoint_files import step_name
 from .checkpoints import CheckpointStore
-from .commands import OK, UserError, preparing, print_lines
+from .commands import OK, RunInterrupted, UserError, preparing, print_lines
 from .measuring import measure
 from .metrics import JsonLines, Recorder, TensorBoard, ValidationMetrics, recording
 from .plot import Plot
@@ -75,7 +75,8 @@ def pretrain(
         ValueError, OSError: something that the configuration names is missing, broken or does not fit.
         ImportError: an option needs a package that is not installed.
         TrainingStoppedError: the watch over the loss stopped the run.
-        KeyboardInterrupt: a signal (SIGTERM or SIGINT) asked for the end; a checkpoint of the last step was saved.
+        RunInterrupted: a signal (SIGTERM or SIGINT) asked for the end; a checkpoint of the last step was saved. It is a
+            KeyboardInterrupt.
     """
     job = prepare_pretraining(config, resume_run=resume == "auto", overwrite=overwrite, callbacks=callbacks)
     return train(job, recorders=recorders)
@@ -112,7 +113,7 @@ def train(
 
     Raises:
         TrainingStoppedError: the watch over the loss stopped the run.
-        KeyboardInterrupt: as `pretrain`.
+        RunInterrupted: as `pretrain`.
     """
     config, callbacks, data = job.config, job.callbacks, job.data
     model, optimizer, scheduler, manager = job.model, job.optimizer, job.scheduler, job.manager
@@ -176,9 +177,7 @@ def train(
                 saving.save()
             if stops and not is_last:
                 saving.finish()
-                raise KeyboardInterrupt(
-                    f"interrupted after step {job.step}, which was saved; --resume auto goes on from there"
-                )
+                raise RunInterrupted(f"interrupted after step {job.step}, which was saved")
         saving.finish()
         summary = summarize(path, read_records(path))
         run.status["result"] = {name: getattr(summary, name) for name in RESULT}

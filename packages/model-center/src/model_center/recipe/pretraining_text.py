@@ -86,6 +86,6 @@ def prepare_datasets(
         tokenize_files(text, folder / name, encoder, options=ReadOptions(), executor=executor, reuse=True)
     except ValueError as error:
         raise ValueError(
-            f"tokenizing raw text: {error} (data sets of other text, another tokenizer or another length need another "
-            "folder or name)"
+            f"tokenizing raw text: {error} (a run never replaces data sets of another text, tokenizer or length: give "
+            "it another folder with --data.path)"
         ) from error

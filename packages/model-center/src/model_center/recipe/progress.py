@@ -98,8 +98,8 @@ class PlainProgress:
             self.has_begun = True
             numbers = [
                 f"step {metrics.step}/{self.total_steps} | epoch {metrics.epoch:.2f} | loss {metrics.loss:.4f}",
-                f"lr {metrics.learning_rate:.2e} | gradient {metrics.gradient_norm:.2f} | {speed(metrics)}",
-                *details(metrics, gradient=False),
+                f"lr {metrics.learning_rate:.2e} | gradient norm {metrics.gradient_norm:.2f} | {speed(metrics)}",
+                *details(metrics, gradient_norm=False),
                 f"left {left}",
             ]
             line = " | ".join(numbers)
@@ -118,18 +118,18 @@ def speed(metrics: StepMetrics) -> str:
     return f"{metrics.tokens_per_second:,.0f} tokens/s"
 
 
-def details(metrics: StepMetrics, *, gradient: bool = True) -> list[str]:
+def details(metrics: StepMetrics, *, gradient_norm: bool = True) -> list[str]:
     """Return what else is known of a step of pre-training, each in a few words; nothing where tokens are not counted.
 
     Args:
         metrics: the step.
-        gradient: whether the gradient norm is among it.
+        gradient_norm: whether the gradient norm is among it.
     """
     if metrics.tokens_per_second is None:
         return []
     words = [f"perplexity {metrics.perplexity:.4g}"]
-    if gradient:
-        words.append(f"gradient {metrics.gradient_norm:.2f}")
+    if gradient_norm:
+        words.append(f"gradient norm {metrics.gradient_norm:.2f}")
     if metrics.tflops is not None:
         share = "" if metrics.peak_share is None else f" ({metrics.peak_share:.1%} of peak)"
         words.append(operations(metrics.tflops) + share)
