@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from model_center.recipe.cli import main
 from model_center.recipe.metrics import StepMetrics, ValidationMetrics
-from model_center.recipe.wandb_recorder import WeightsAndBiases
+from model_center.recipe.wandb_recorder import WeightsAndBiases, check_login
 
 STEP: dict[str, Any] = {"epoch": 0.1, "learning_rate": 1e-4, "gradient_norm": 2.0, "seconds": 0.5}
 
@@ -24,6 +25,42 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r'needs the package wandb, .* install model-center with its extra "wandb"'):
         open_recorder(tmp_path)
+
+
+class FakeWandb:
+    """Stands for the package, and logs in or does not."""
+
+    class Error(Exception):
+        """Of which the package's errors are."""
+
+    def __init__(self, answer: bool | str) -> None:
+        self.answer = answer
+
+    def login(self, *, verify: bool) -> bool:
+        assert verify
+        if isinstance(self.answer, str):
+            raise self.Error(self.answer)
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [False, "No API key configured."])
+def test_a_run_that_could_not_send_its_records_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: Literal[False] | str
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(answer))
+    words = [f"--output={tmp_path / 'run'}", "--model.name=gpt2-base", f"--data.path={tmp_path}", "--data.tokenizer=x"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", *words, "--wandb.mode=online"])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert ("nobody is logged in." if answer is False else answer) in told
+    assert "Log in with `wandb login`, or give --wandb.mode offline" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_whoever_is_logged_in_may_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(True))
+    check_login()
 
 
 def stored(content: bytes) -> Iterator[bytes]:

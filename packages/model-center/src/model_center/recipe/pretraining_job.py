@@ -30,7 +30,7 @@ from .pretraining_objectives import PretrainingObjective
 from .pretraining_resume import check_space, find_start, resume
 from .pretraining_text import prepare_datasets, prepare_tokenizer, text_files
 from .progress import count
-from .wandb_recorder import import_wandb
+from .wandb_recorder import check_login, import_wandb
 
 
 @dataclass
@@ -77,7 +77,7 @@ class PretrainingJob:
         return {
             "model": type(self.model).__name__,
             "parameters": sum(engine.current_engine().whole_shape(each).numel() for each in self.model.parameters()),
-            "data": self.config.data.name,
+            "data": self.config.data.corpus,
             "predicted_memory_gib": self.predicted_memory_gib,
         }
 
@@ -128,6 +128,8 @@ def prepare_pretraining(
     if config.wandb.mode != "disabled":
         import_wandb()
     engine.init_distributed(seed=config.seed, **config.engine.settings)
+    if config.wandb.mode == "online":
+        together(lambda: check_login() if engine.rank() == 0 else None)
     found, overwrite = find_start(config, resume=resume_run, overwrite=overwrite)
     family, model_config = configured_model(config.model)
     tokenizer, objective = _prepare_text(config, model_config, callbacks)

@@ -66,6 +66,25 @@ def import_wandb() -> Any:
         ) from error
 
 
+def check_login() -> None:
+    """Ask the server of Weights & Biases whether it takes records from here.
+
+    Raises:
+        ValueError: nobody is logged in, or the server does not answer.
+    """
+    wandb = import_wandb()
+    reason = "nobody is logged in"
+    try:
+        if wandb.login(verify=True):
+            return
+    except wandb.Error as error:
+        reason = str(error)
+    raise ValueError(
+        f"wandb.mode is online, but Weights & Biases takes no records from here: {reason.rstrip('.')}. Log in with "
+        "`wandb login`, or give --wandb.mode offline and send the records later with `wandb sync`"
+    )
+
+
 def _identifier(run: Path) -> str:
     """Return the run's identifier, made when it is asked for first."""
     file = run / "wandb" / "identifier"
