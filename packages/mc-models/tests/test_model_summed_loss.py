@@ -135,10 +135,11 @@ def test_half_precision_keeps_small_probabilities(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_float32_scores_of_few_rows(rows: int, biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(rows, 1, 8), (30, 8), (30,)][: 2 + biased]
-    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    shapes = [(rows, 1, 8), (30, 8), (30,)]
+    inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes[: 2 + biased]]
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
-    found = output_projection.OutputProjection(*inputs, padding_ids=2).scores()
+    bias = inputs[2] if biased else None
+    found = output_projection.OutputProjection(inputs[0], inputs[1], bias, padding_ids=2).scores()
     expected = wide[0] @ wide[1].T + (wide[2] if biased else 0)
     assert found.is_contiguous()
     assert (found[..., -2:] == float("-inf")).all()
