@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_center import engine as bmt
-from model_center.engine import TorchEngine, atomic_write, compare_states, use_engine
+from model_center.engine import atomic_write, compare_states
 
 # Savers are forked: importing torch for each would take most of the test's time.
 KILLED_SAVERS = """
@@ -46,12 +45,7 @@ for _ in range(25):
     number = int(found.pop())
 print(number)
 """
-
-
-@pytest.fixture(autouse=True)
-def cpu_engine() -> Iterator[None]:
-    with use_engine(TorchEngine(torch.device("cpu"))):
-        yield
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 
 def test_what_is_saved_is_loaded_bit_by_bit(tmp_path: Path) -> None:

@@ -32,10 +32,9 @@ def forget() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_compiled() -> Iterator[None]:
+def nothing_compiled(cpu_engine: None) -> Iterator[None]:
     forget()
-    with use_engine(TorchEngine(CPU)):
-        yield
+    yield
     forget()
 
 

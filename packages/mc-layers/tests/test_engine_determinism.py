@@ -20,11 +20,10 @@ VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def as_before(monkeypatch: pytest.MonkeyPatch, cpu_engine: None) -> Iterator[None]:
     monkeypatch.delenv(VARIABLE, raising=False)
-    with use_engine(TorchEngine(CPU)):
-        yield
-        bmt.init_distributed()
+    yield
+    bmt.init_distributed()
 
 
 @pytest.fixture

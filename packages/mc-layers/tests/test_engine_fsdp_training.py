@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,7 @@ from model_center import engine as bmt
 from model_center.engine import TorchEngine, use_engine
 
 TOLERANCES = {"bf16": 2e-2, "bfloat16": 2e-2, "fp16": 2e-3}
-
-
-@pytest.fixture(autouse=True)
-def one_process() -> Iterator[None]:
-    with use_engine(TorchEngine(torch.device("cpu"))):
-        yield
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import copy
 import io
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,19 +14,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_center import engine as bmt
-from model_center.engine import TorchEngine, use_engine
 from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer
 from model_center.engine.optim import adam as adam_module
 
 OPTIMIZERS: list[Any] = [AdamOptimizer, AdamOffloadOptimizer]
 HALVES = [torch.float16, torch.bfloat16]
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def cpu_engine() -> Iterator[None]:
-    with use_engine(TorchEngine(torch.device("cpu"))):
-        yield
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 
 def naive_adamw(

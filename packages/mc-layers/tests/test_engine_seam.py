@@ -3,7 +3,7 @@
 import copy
 import pickle
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,11 +15,7 @@ from model_center import engine as bmt
 from model_center.engine import HALF, Constant, Normal, TorchEngine, current, current_engine, use_engine
 from model_center.engine.torch_engine import InitializedParameter
 
-
-@pytest.fixture(autouse=True)
-def cpu_engine() -> Iterator[None]:
-    with use_engine(TorchEngine(torch.device("cpu"))):
-        yield
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 
 def test_half_equals_float16_and_can_be_told_from_it() -> None:

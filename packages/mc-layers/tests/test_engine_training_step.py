@@ -4,7 +4,6 @@ import copy
 import io
 import logging
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,14 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_center import engine as bmt
-from model_center.engine import TorchEngine, use_engine
 from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer, OptimManager, clip_grad_norm, optim_step
 
-
-@pytest.fixture(autouse=True)
-def cpu_engine() -> Iterator[None]:
-    with use_engine(TorchEngine(torch.device("cpu"))):
-        yield
+pytestmark = pytest.mark.usefixtures("cpu_engine")
 
 
 def parameter(dtype: torch.dtype = torch.float16) -> torch.nn.Parameter:
