@@ -120,11 +120,10 @@ def test_clipping_and_overflow(dtype: torch.dtype, norm_type: float) -> None:
     norm = bmt.optim.clip_grad_norm([{"params": ours}], max_norm=0.5, norm_type=norm_type, scale=4.0)
     expected = torch.linalg.vector_norm(vector, norm_type).item() / 4
     assert norm.item() == pytest.approx(expected, rel=1e-4)
-    factor = min(1.0, 0.5 / (expected + 1e-6))
+    factor = (0.5 / (norm + 1e-6)).clamp(max=1)
     for target, before in zip(ours, unclipped, strict=True):
-        if before is not None and target.grad is not None:  # a factor in half precision would be up to 0.4% off
-            clipped, length = target.grad.double().norm().item(), before.double().norm().item()
-            assert clipped == pytest.approx(factor * length, rel=5e-4)
+        if before is not None:  # a factor in half precision would be up to 0.4% off
+            torch.testing.assert_close(target.grad, (before.float() * factor).to(dtype), rtol=1e-6, atol=0)
     assert norm.device.type == "cuda"
     manager = OptimManager(loss_scale=4)
     manager.add_optimizer(AdamOptimizer(ours))
