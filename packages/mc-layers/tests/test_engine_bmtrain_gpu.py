@@ -141,6 +141,21 @@ def test_evaluation_without_gradients(bmtrain_engine: Engine) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_host_does_not_wait_at_every_block(bmtrain_engine: Engine) -> None:
+    model = build(torch.bfloat16)
+    x = torch.randn(4, 10, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+
+    was_behind = []
+    for _ in range(2):  # the first time compiles kernels and takes memory from the device
+        bmtrain_engine.synchronize()
+        torch.cuda._sleep(3_000_000_000)  # more than a second
+        asleep = torch.cuda.current_stream().record_event()
+        model.encoder(x, None).sum().backward()
+        was_behind.append(not asleep.query())
+    assert was_behind[1]
+    bmtrain_engine.synchronize()
+
+
 def test_gradient_of_a_view_arrives_whole(bmtrain_engine: Engine) -> None:
     layer = Linear(4, 6, dtype=torch.float32)
     weight = layer.weight

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import bmtrain
 import torch
+from bmtrain import zero_context
 from bmtrain.block_layer import Block
 from bmtrain.global_var import config as bmtrain_config
 
@@ -20,6 +21,7 @@ from model_center.engine.compilation import check_settings
 from model_center.engine.initializer import Initializer, fills_parameters
 from model_center.engine.launch import report_failures
 from model_center.engine.recompute import as_block
+from model_center.engine.run_ahead import RunAhead
 from model_center.engine.tensors import local_norm
 
 _ZERO_LEVELS = (2, 3)
@@ -73,6 +75,11 @@ class BMTrainEngine(Engine):
         self.compiles, self.activation_budget, self.deterministic = compile, activation_budget, deterministic
         check_settings(self.device, use_checkpoint=use_checkpoint, compile=compile, activation_budget=activation_budget)
 
+        # BMTrain lets the host wait, at every block, for the one before. Nothing else depends on that: its streams wait
+        # for each other wherever one needs what another has written.
+        self._ahead = RunAhead()
+        zero_context.wait_loader = self._ahead.enter
+
     def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
         """A subclass of `cls` whose parameters are gathered when they are read outside a block."""
         if issubclass(cls, _ShardedModule):
@@ -105,7 +112,9 @@ class BMTrainEngine(Engine):
             )
         if self.compiles:  # inside BMTrain's block, which recomputes by itself
             module = as_block(module, recompute=False, compiles=True, activation_budget=self.activation_budget)
-        return _TransparentBlock(module, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
+        block = _TransparentBlock(module, use_checkpoint=self.use_checkpoint, zero_level=self.zero_level)
+        self._ahead.expect(sum(shard.nbytes for shard in block._storage_params.values()) * self.world_size)
+        return block
 
     def block_list(self, blocks: Iterable[torch.nn.Module]) -> list[torch.nn.Module]:
         """Blocks that know their neighbours, so that one's gradients are scattered while the next are computed."""

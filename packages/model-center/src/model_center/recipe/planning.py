@@ -16,6 +16,7 @@ from rich.table import Table
 
 from model_center.dataset.indexed.objectives import MaskedLM
 from model_center.engine.optim.adam import BUCKET_ELEMENTS
+from model_center.engine.run_ahead import blocks_ahead
 from model_center.model import BaseModel, families
 from model_center.model.config import Config
 from model_center.tokenizer import load_tokenizer
@@ -205,10 +206,12 @@ class Planner:
     def _gathered(self, setting: Setting, largest_block: int, outside: int, blocks: int) -> int:
         if setting.engine == "torch" and setting.world_size == 1:
             return 0
-        # The block at work, the next one on its way, and the gradients of two that are being reduced.
-        parameters = 2 * largest_block if setting.zero_level == 3 else blocks
+        # The block at work, those on their way, and the gradients of as many that are being reduced.
+        ahead = blocks_ahead(largest_block) if setting.engine == "bmtrain" else 1
+        at_once = min(blocks, (1 + ahead) * largest_block)
+        parameters = at_once if setting.zero_level == 3 else blocks
         gathered_outside = outside if setting.engine == "bmtrain" else 0
-        return parameters + 2 * largest_block + gathered_outside
+        return parameters + at_once + gathered_outside
 
     def _update(self, setting: Setting, held: int, outside: int) -> int:
         """Float32 gradients of a bucket of parameters, or the gradients that processes average at once."""
