@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[1]
-SIZE = {"num_layers": 2, "dim_model": 32, "num_heads": 2, "dim_head": 16, "dim_ff": 64, "vocab_size": 200}
+SIZE = {"num_layers": 2, "dim_model": 64, "num_heads": 2, "dim_head": 32, "dim_ff": 64, "vocab_size": 200}
 
 
 def test_sides_take_turns_and_agree() -> None:
-    command = [sys.executable, "-m", "benchmarks.cpu", "--models", "bert", "gpt2", "--rounds", "2", "--tokens", "3"]
+    command = [sys.executable, "-m", "benchmarks.cpu", "--models", "bert", "gpt2", "gptj", "--rounds", "2"]
     done = subprocess.run(
-        [*command, "--threads", "1", "--batch", "3", "--length", "12", "--options", json.dumps(SIZE)],
+        [*command, "--tokens", "3", "--threads", "1", "--batch", "3", "--length", "12", "--options", json.dumps(SIZE)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -27,6 +27,8 @@ def test_sides_take_turns_and_agree() -> None:
         *(["bert", "training step", side] for side in ("ours", *theirs)),
         *(["gpt2", "decode 3 tokens", side] for side in ("ours", "Transformers", "Transformers, generate")),
         *(["gpt2", "training step", side] for side in ("ours", *theirs)),
+        *(["gptj", "decode 3 tokens", side] for side in ("ours", "Transformers", "Transformers, generate")),
+        *(["gptj", "training step", side] for side in ("ours", "Transformers")),
     ]
     assert all(float(row[3]) > 0 and float(row[5]) > 0 for row in cells)
     assert "All sides agree on losses and tokens." in done.stdout

@@ -20,7 +20,7 @@ from ..train_step.batches import Batch, make_batches
 from ..train_step.trainees import Trainee, make_trainee
 from ..train_step.workloads import Workload
 from .inference import decode_ours, decode_theirs, fill_in_ours, fill_in_theirs, generate
-from .workloads import COMPILED, SIDES, WORKLOADS
+from .workloads import WORKLOADS, settings
 
 OURS, THEIRS = "ours", "Transformers"
 SAME_LOSS = 1e-4
@@ -60,8 +60,7 @@ def take_turns(work: Mapping[str, Callable[[int], Tensor]], rounds: int) -> dict
 
 def make_sides(workload: Workload, compiled: bool) -> dict[str, Trainee]:
     """All sides, with the weights of ours."""
-    settings = SIDES | (COMPILED if compiled else {})
-    sides = {name: make_trainee(workload, setting) for name, setting in settings.items()}
+    sides = {name: make_trainee(workload, setting) for name, setting in settings(workload.family, compiled).items()}
     with tempfile.TemporaryDirectory() as folder:
         ours: Any = sides[OURS].module
         ours.export_huggingface(folder)

@@ -60,7 +60,7 @@ class Batch:
     def transformers(self, family: str) -> dict[str, Any]:
         """Arguments of Transformers' models."""
         inputs = {"input_ids": self.ids, "labels": self.labels}
-        if family == "gpt2":  # which shifts labels itself
+        if family in ("gpt2", "gptj"):  # which shift labels themselves
             inputs["labels"] = self.labels.roll(1, 1)
         if self.decoder_ids is not None:
             inputs["decoder_input_ids"] = self.decoder_ids

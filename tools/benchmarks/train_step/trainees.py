@@ -68,9 +68,11 @@ class Theirs:
         self.config = workload.config(torch.float32)
         theirs = self.config.checked_huggingface()
         config = AutoConfig.for_model(theirs.pop("model_type"), **theirs, embd_pdrop=0.0, use_cache=False)
-        automatic = {"bert": AutoModelForMaskedLM, "gpt2": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}
+        automatic = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
         with self.device:
-            self.module: Any = automatic[workload.family].from_config(config, attn_implementation=setting.attention)
+            self.module: Any = automatic.get(workload.family, AutoModelForCausalLM).from_config(
+                config, attn_implementation=setting.attention
+            )
         self.module.train()
         if setting.recomputed:
             self.module.gradient_checkpointing_enable({"use_reentrant": False})
