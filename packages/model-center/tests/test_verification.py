@@ -68,8 +68,9 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_the_same_model_passes(name: str, tmp_path: Path) -> None:
+def test_the_same_model_passes(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     theirs = write_theirs(name, tmp_path / "theirs")
+    caplog.clear()
     certificate = compare(convert(theirs, tmp_path / "ours"), theirs)
     assert certificate.passed
     checks = {check.name: check for check in certificate.checks}
@@ -79,6 +80,7 @@ def test_the_same_model_passes(name: str, tmp_path: Path) -> None:
     worst = {each: max(found.value for found in checks[each].worst) for each in MEASURED if checks[each].worst}
     assert all(value < 0.5 * (checks[each].tolerance or 0.0) for each, value in worst.items() if each != "weights")
     assert checks["gradients"].compared == len(load_file(theirs / "model.safetensors"))
+    assert caplog.messages == [], "what there is to be said is in the result"
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])

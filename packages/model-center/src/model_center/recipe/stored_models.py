@@ -1,6 +1,8 @@
 """Checkpoints that are looked at without being loaded: which family, whose layout, what is in them."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -56,6 +58,18 @@ class StoredModel:
         if self.is_foreign:
             return f"Transformers' {self.model.config.model_type}"
         return f"{type(self.model).__name__} of {'ModelCenter 0.1 to 1.0' if self.is_legacy else 'ours'}"
+
+
+@contextmanager
+def absent_heads_unsaid() -> Iterator[None]:
+    """Load checkpoints without a word about heads that they lack, where somebody has seen to that."""
+    package_logger = logging.getLogger("model_center.model")
+    level = package_logger.level
+    package_logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package_logger.setLevel(level)
 
 
 def open_stored(

@@ -1,9 +1,9 @@
 """What fine-tuning needs of a model: the loss and the answers of a task's batches, and a checkpoint of its own."""
 
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,6 +17,7 @@ from model_center.model import BaseModel, EncoderLM, families
 from model_center.model.families import find_family
 
 from .configuration import require
+from .stored_models import absent_heads_unsaid
 
 FORMAT_VERSION = 1
 Batch = Mapping[str, Tensor]
@@ -126,15 +127,9 @@ def load_backbone(name: str | Path, *, dtype: torch.dtype | None = None, family:
     """
     require(family is None or family in families, "model.family", f"one of {', '.join(families)}", family)
     model_class = find_family(name) if family is None else families[family]
-    package_logger = logging.getLogger("model_center.model")
-    level = package_logger.level
-    if issubclass(model_class, EncoderLM):
-        # A classifier takes the place of heads, so nobody needs to hear which of them the checkpoint lacks.
-        package_logger.setLevel(logging.ERROR)
-    try:
+    # A classifier takes the place of an encoder's heads.
+    with absent_heads_unsaid() if issubclass(model_class, EncoderLM) else nullcontext():
         return model_class.from_pretrained(name, dtype=dtype)
-    finally:
-        package_logger.setLevel(level)
 
 
 def read_head(file: Path, head_class: type[HeadT], what: str) -> HeadT:

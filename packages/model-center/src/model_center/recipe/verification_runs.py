@@ -16,6 +16,7 @@ from model_center.model.output_projection import IGNORED
 from model_center.model.rules import Row
 from model_center.model.t5_scaling import T5ScalingConfig
 
+from .stored_models import absent_heads_unsaid
 from .verification_sample import Sample
 
 CPU = torch.device("cpu")
@@ -48,7 +49,8 @@ def run_ours(directory: Path, model: BaseModel, sample: Sample, dtype: torch.dty
         absent: Heads that it does not hold.
     """
     with use_engine(TorchEngine(CPU, use_checkpoint=False)):
-        loaded: Any = type(model).from_pretrained(directory, dtype=dtype)
+        with absent_heads_unsaid():
+            loaded: Any = type(model).from_pretrained(directory, dtype=dtype)
         outputs = loaded(**_inputs(sample, dtype), output_hidden_states=True)
         scale = loaded.config.residual_scale or 1.0 if isinstance(loaded.config, T5ScalingConfig) else 1.0
         states = _states(outputs, sample, absent, scale)
