@@ -51,11 +51,12 @@ RESHARDED = ("--max_steps=12", "--validation.every_steps=3", "--model.options.dr
 WORDS = ["the", "old", "king", "walked", "to", "a", "river", "and", "sang", "of", "winter", "light"]
 
 
-def write_inputs(folder: Path) -> None:
-    """A configuration and a text."""
+def write_inputs(folder: Path) -> Path:
+    """A configuration and a text, in a folder that is returned."""
     lines = [" ".join(WORDS[(line * place) % 12] for place in range(1, 10 + line % 7)) for line in range(120)]
     (folder / "text.txt").write_text("\n".join(lines))
     (folder / "run.yaml").write_text(OPTIONS)
+    return folder
 
 
 def words(folder: Path, output: str, *options: str) -> list[str]:

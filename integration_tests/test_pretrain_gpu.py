@@ -16,9 +16,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrain-gpu")
-    write_inputs(folder)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("pretrain-gpu"))
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,7 @@ from pretraining_runs import (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrain")
-    write_inputs(folder)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("pretrain"))
 
 
 @pytest.fixture(scope="module")

@@ -104,18 +104,7 @@ class EncoderClassifier(ClassModel):
 
 
 def load_classifier(directory: Path | str, dtype: torch.dtype | None = None) -> tuple[EncoderClassifier, Any]:
-    """Load what a run of an encoder has saved, e.g. its `checkpoints/best`.
-
-    Args:
-        directory: the checkpoint.
-        dtype: type of the weights, if not the one they were trained in.
-
-    Returns:
-        The model in evaluation mode, and its tokenizer.
-
-    Raises:
-        ValueError: the directory holds no such checkpoint, a damaged one, or one of a newer format.
-    """
+    """Load what a run of an encoder has saved, as `load_task_model` loads that of any family."""
     directory = Path(directory)
     head = read_head(directory / HEAD_CONFIG, HeadConfig, "classifier")
     encoder = load_backbone(directory, dtype=dtype)
