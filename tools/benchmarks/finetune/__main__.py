@@ -22,7 +22,7 @@ from model_center.recipe.quickstart import minilm_path
 
 from .training import Outcome, train_ours, train_theirs, without_dropout
 
-EPOCHS = {"CB": 5, "RTE": 1}
+EPOCHS = {"CB": 5, "RTE": 3}
 CURVE_STEPS = 20
 SIDES = {"ours": train_ours, "Transformers": train_theirs}
 
@@ -91,4 +91,5 @@ def _with_spread(values: list[float]) -> str:
     return f"{mean(values):.1%}{spread} ({', '.join(f'{value:.1%}' for value in values)})"
 
 
-main()
+if __name__ == "__main__":
+    main()
