@@ -117,6 +117,17 @@ def test_accumulated_gradients_are_there_from_the_beginning() -> None:
     assert several.updating == single.updating
 
 
+def test_a_budget_lies_between_all_and_nothing() -> None:
+    planner = Planner(families["gpt2"], gpt2(4))
+    settings = [Setting(), *(Setting(recomputes=False, activation_budget=budget) for budget in (0.0, 0.25, 1.0, None))]
+    recomputed, none, quarter, whole, kept = (planner.predict(setting, BATCH) for setting in settings)
+    assert none == recomputed
+    assert whole == kept
+    expected = recomputed.activations + 0.25 * (kept.activations - recomputed.activations)
+    assert quarter.activations == pytest.approx(expected, abs=1)
+    assert recomputed.computing < quarter.computing < kept.computing
+
+
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_the_largest_micro_batch_fits_and_one_row_more_does_not(recomputes: bool) -> None:
     planner = Planner(families["gpt2"], gpt2(4))
@@ -157,6 +168,15 @@ def test_command(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[:3] for row in rows] == [
         (recomputes, level, offload) for offload in ("no", "yes") for recomputes in ("no", "yes") for level in "23"
     ]
+
+
+def test_a_budget_is_offered_beside_the_other_settings(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(encoder, "--memory", "2GiB", "--engine.compile=true", "--engine.activation_budget=0.5") == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^ *(no|yes|beyond 50%) │", text, re.MULTILINE) == 2 * ["no", "beyond 50%", "yes"]
+    assert "planned as if they were not" in text
+    plan(encoder, "--memory", "2GiB")
+    assert "compiled" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ FRAGMENTATION = 0.04
 PRECISIONS = {"half": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNTRAINED = "train:"
 """What the name of a tokenizer begins with that a run will train; its size follows."""
+COMPILED = (
+    "Blocks are to be compiled: they are planned as if they were not, and may need a tenth more or less. An "
+    "engine.activation_budget is planned as the share that it says; compiled blocks often keep less."
+)
 MOST_ROWS = 4096
 """No larger micro-batch is looked for."""
 
@@ -51,6 +55,8 @@ class Setting:
     """torch or bmtrain."""
     world_size: int = 1
     recomputes: bool = True
+    activation_budget: float | None = None
+    """Share of their activations that compiled blocks keep, where they do not recompute all."""
     zero_level: Literal[2, 3] = 3
     offload: bool = False
     asynchronous_checkpoints: bool = False
@@ -190,6 +196,13 @@ class Planner:
         return bisect_right(range(1, limit + 1), memory, key=needed)
 
     def _step(self, setting: Setting, batch: MicroBatch) -> StepMemory:
+        if setting.activation_budget is not None:
+            # From what blocks keep that recompute all, to what they keep that recompute nothing.
+            least, most = (
+                self._step(replace(setting, recomputes=recomputes, activation_budget=None), batch)
+                for recomputes in (True, False)
+            )
+            return _between(least, most, setting.activation_budget)
         key = (setting.recomputes, setting.world_size, setting.accumulates, batch)
         if key not in self._simulated:
             model = self._models[setting.recomputes]
@@ -199,9 +212,8 @@ class Planner:
     def _interpolated_step(self, setting: Setting, batch: MicroBatch) -> StepMemory:
         """Like `_step`, from the next smaller and larger powers of 4: memory grows on a line, or less and then more."""
         low = 4 ** ((batch.rows.bit_length() - 1) // 2)
-        below, above = (vars(self._step(setting, replace(batch, rows=rows))) for rows in (low, 4 * low))
-        share = (batch.rows - low) / (3 * low)
-        return StepMemory(**{name: round(size + share * (above[name] - size)) for name, size in below.items()})
+        below, above = (self._step(setting, replace(batch, rows=rows)) for rows in (low, 4 * low))
+        return _between(below, above, (batch.rows - low) / (3 * low))
 
     def _gathered(self, setting: Setting, largest_block: int, outside: int, blocks: int) -> int:
         if setting.engine == "torch" and setting.world_size == 1:
@@ -219,6 +231,10 @@ class Planner:
         copies = (0 if self.config.dtype.itemsize >= 4 else 1) + setting.scales_loss
         averaged = outside if setting.engine == "torch" and setting.world_size > 1 else 0
         return max(0 if setting.offload else 4 * bucket * copies, averaged)
+
+
+def _between(low: StepMemory, high: StepMemory, share: float) -> StepMemory:
+    return StepMemory(**{name: round(size + share * (vars(high)[name] - size)) for name, size in vars(low).items()})
 
 
 def run(config: PretrainConfig, console: Console, *, memory: str | None, world_size: int) -> int:
@@ -243,16 +259,19 @@ def run(config: PretrainConfig, console: Console, *, memory: str | None, world_s
     console.print(prediction_table(prediction))
     if limit is not None:
         console.print(proposal_table(options, setting, limit))
+    if config.engine.compile:
+        console.print(COMPILED, highlight=False, soft_wrap=True)
     return OK
 
 
 def setting_of(config: PretrainConfig, world_size: int, engine: str | None = None) -> Setting:
     """Return what a configuration sets, in so many processes on GPUs; the engine is the configured one by default."""
-    checkpointing = config.engine.use_checkpoint
+    checkpointing, budget = config.engine.use_checkpoint, config.engine.activation_budget
     return Setting(
         engine=engine or config.engine.name or "torch",
         world_size=world_size,
-        recomputes=config.engine.activation_budget is None if checkpointing is None else checkpointing,
+        recomputes=budget is None if checkpointing is None else checkpointing,
+        activation_budget=budget,
         zero_level=config.engine.zero_level,
         offload=config.optimizer.offload,
         asynchronous_checkpoints=config.checkpoints.asynchronous,
@@ -338,8 +357,10 @@ def proposals(
 ) -> Iterator[tuple[Setting, int, Prediction]]:
     """Yield settings from the fastest to the most frugal, their largest micro-batch and what that needs."""
     levels: tuple[Literal[2, 3], ...] = (2, 3) if setting.world_size > 1 else (setting.zero_level,)
-    for offload, recomputes, level in product((False, True), (False, True), levels):
-        changed = replace(setting, recomputes=recomputes, zero_level=level, offload=offload)
+    budget = setting.activation_budget
+    keeping = [(False, None), *([] if budget is None else [(False, budget)]), (True, None)]
+    for offload, (recomputes, share), level in product((False, True), keeping, levels):
+        changed = replace(setting, recomputes=recomputes, activation_budget=share, zero_level=level, offload=offload)
         rows = planner.largest_rows(changed, batch, memory)
         yield changed, rows, planner.predict(changed, replace(batch, rows=max(1, rows)))
 
@@ -372,13 +393,16 @@ def prediction_table(prediction: Prediction) -> Table:
 def proposal_table(options: list[tuple[Setting, int, Prediction]], wanted: Setting, memory: int) -> Table:
     """Return what fits into the memory, from the fastest setting to the most frugal one; the configured one is bold.
 
-    `recomputes` is the option engine.use_checkpoint, `ZeRO` engine.zero_level, and `offload` optimizer.offload.
+    `recomputes` is the option engine.use_checkpoint, or engine.activation_budget where there is one, `ZeRO`
+    engine.zero_level, and `offload` optimizer.offload.
     """
     table = Table(title=f"What fits into {memory / GIB:.1f} GiB", show_edge=False, pad_edge=False)
     for name in ("recomputes", "ZeRO", "offload", "largest micro-batch", "GiB"):
         table.add_column(name, justify="right")
     for setting, rows, prediction in options:
-        cells = (_yes(setting.recomputes), str(setting.zero_level), _yes(setting.offload))
+        budget = setting.activation_budget
+        recomputes = _yes(setting.recomputes) if budget is None else f"beyond {budget:.0%}"
+        cells = (recomputes, str(setting.zero_level), _yes(setting.offload))
         size = f"{rows:,}" if rows else "does not fit"
         style = "bold" if setting == wanted else None
         table.add_row(*cells, size, f"{prediction.needed / GIB:.2f}", style=style)
