@@ -178,16 +178,16 @@ _attention.register_autograd(_backward, setup_context=_keep_for_backward)
 
 # By these PyTorch's counter of operations, and the compiler where it chooses what to compute again, know the cost.
 @register_flop_formula(torch.ops.model_center.attention)
-def _(query: torch.Size, key: torch.Size, *others: Any, **_: Any) -> int:
-    return 2 * _operations_of_a_product(query, key, *others)
+def _(*arguments: Any, **_: Any) -> int:
+    return 2 * _operations_of_a_product(*arguments)
 
 
 @register_flop_formula(torch.ops.model_center.attention_backward)
-def _(gradient: Any, output: Any, log_sum: Any, query: torch.Size, key: torch.Size, *others: Any, **_: Any) -> int:  # noqa: ARG001
-    return 5 * _operations_of_a_product(query, key, *others)
+def _(gradient: Any, output: Any, log_sum: Any, *arguments: Any, **_: Any) -> int:  # noqa: ARG001
+    return 5 * _operations_of_a_product(*arguments)
 
 
-def _operations_of_a_product(query: torch.Size, key: torch.Size, *others: Any) -> int:
+def _operations_of_a_product(query: torch.Size, key: torch.Size, value: torch.Size, *others: Any) -> int:  # noqa: ARG001
     """Count one product for every pair of a query and a key, as PyTorch does: also pairs that are masked.
 
     Packed sequences count as if each were the longest one, since a shape does not tell how long they are.
