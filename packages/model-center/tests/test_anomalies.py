@@ -149,7 +149,6 @@ def test_report_of_a_batch(tmp_path: Path) -> None:
         "loss": math.nan,
         "gradient_norm": math.inf,
         "samples": range(20000),
-        "micro_losses": [2.5, math.nan],
         "rows": [[1, 2, 3], [4] * 9000] * 20,
     }
     verdict = Verdict("skip", "the loss is nan")
@@ -163,7 +162,6 @@ def test_report_of_a_batch(tmp_path: Path) -> None:
     written = json.loads(file.read_text(), parse_constant=refuse)
     assert written["excerpts"][:2] == ["abc", "d" * 500]
     assert written["loss"] == "nan"
-    assert written["micro_batch_losses"] == [2.5, "nan"]
     assert written["samples"] == list(range(4096))
     assert written["samples_in_all"] == 20000
     ids = json.loads(report_batch(tmp_path, 124, verdict, **report).read_text())["excerpts"]

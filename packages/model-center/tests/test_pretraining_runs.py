@@ -23,7 +23,7 @@ from model_center.model.base import BaseModel
 from model_center.recipe import Callbacks, OptimizerOptions, PretrainConfig, PretrainingJob, pretrain
 from model_center.recipe.callbacks import MicroBatch
 from model_center.recipe.cli import main
-from model_center.recipe.pretraining import run_recorders
+from model_center.recipe.pretraining import run_recorders, train
 from model_center.recipe.pretraining_job import predicted_peak
 from model_center.recipe.run_directory import RunDirectory
 from model_center.tokenizer import load_tokenizer
@@ -245,6 +245,46 @@ def test_a_learning_rate_that_explodes_stops_the_run(base: PretrainConfig, tmp_p
         pretrain(config)
     assert recipe.read_status(tmp_path / "run")["state"] == "failed"
     assert list((tmp_path / "run" / "anomalies").glob("step-*.json"))
+
+
+class NotANumber(Callbacks):
+    """The loss of one step is none, whenever its turn comes."""
+
+    job: PretrainingJob
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def summed_loss(self, model: BaseModel, batch: MicroBatch) -> Tensor:
+        loss = super().summed_loss(model, batch)
+        return loss * math.nan if model.training and self.job.step + 1 == self.step else loss
+
+
+@pytest.mark.parametrize(
+    ("policy", "step", "steps"),
+    [
+        ("skip", 5, [1, 2, 3, 4, 5, 6]),
+        ("rewind", 5, [1, 2, 3, 4, 4, 6]),
+        ("rewind", 6, [1, 2, 3, 4, 5, 4, 5]),  # the last step, which is not done, ends the run all the same
+    ],
+)
+def test_a_batch_whose_loss_is_no_number(
+    base: PretrainConfig, tmp_path: Path, policy: Any, step: int, steps: list[int]
+) -> None:
+    output = tmp_path / "run"
+    callbacks = NotANumber(step)
+    watch = recipe.WatchOptions(non_finite=policy)
+    job = recipe.prepare_pretraining(replace(base, output=str(output), watch=watch), callbacks=callbacks)
+    callbacks.job = job
+    expected = sorted(job.data.samples_of(step - 1)[0].tolist())
+    result = train(job)
+    assert column(output, "step") == steps
+    assert [validation.step for validation in result.validations] == [3, 6]
+    assert all(torch.isfinite(weight).all() for weight in weights(output, 6).values())
+    report = json.loads((output / "anomalies" / f"step-{step:06d}.json").read_text())
+    assert (report["action"], report["loss"]) == (policy, "nan")
+    assert sorted(report["samples"]) == expected
+    assert recipe.read_status(output)["result"]["anomalies"] == 1
 
 
 def test_disks_that_are_too_small(base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,7 +161,6 @@ def report_batch(
     loss: float,
     gradient_norm: float,
     samples: Sequence[int],
-    micro_losses: Sequence[float],
     rows: Iterable[Sequence[int]] = (),
     tokenizer: Tokenizer | None = None,
 ) -> Path:
@@ -173,9 +172,8 @@ def report_batch(
         verdict: the watch's.
         loss: the step's loss.
         gradient_norm: its gradient norm.
-        samples: numbers of the batch's samples; the first few thousands are written.
-        micro_losses: loss of each micro-batch of this process.
-        rows: token ids of each row; of the first few an excerpt is written.
+        samples: numbers of the global batch's samples; the first few thousands are written.
+        rows: token ids of this process's rows; of the first few an excerpt is written.
         tokenizer: decodes them; without it the ids themselves are written.
 
     Returns:
@@ -192,7 +190,6 @@ def report_batch(
         "reason": verdict.reason,
         "loss": _finite_or_name(loss),
         "gradient_norm": _finite_or_name(gradient_norm),
-        "micro_batch_losses": [_finite_or_name(each) for each in micro_losses],
         "samples": list(samples[:MOST_SAMPLES]),
         "samples_in_all": len(samples),
         "excerpts": excerpts,

@@ -20,7 +20,7 @@ from .checkpoint_files import step_name
 from .checkpoints import CheckpointStore
 from .commands import OK, RunInterrupted, UserError, preparing, print_lines
 from .measuring import measure
-from .metrics import JsonLines, Recorder, TensorBoard, ValidationMetrics, recording
+from .metrics import JsonLines, Recorder, StepMetrics, TensorBoard, ValidationMetrics, recording
 from .plot import Plot
 from .pretrain_configuration import PretrainConfig
 from .pretraining_corpus import SampleError
@@ -115,8 +115,7 @@ def train(
         TrainingStoppedError: the watch over the loss stopped the run.
         RunInterrupted: as `pretrain`.
     """
-    config, callbacks, data = job.config, job.callbacks, job.data
-    model, optimizer, scheduler, manager = job.model, job.optimizer, job.scheduler, job.manager
+    config, callbacks = job.config, job.callbacks
     console = console or Console(quiet=True)
     console.print(job.announcement, highlight=False, soft_wrap=True)
     path = Path(config.output)
@@ -128,7 +127,7 @@ def train(
             is_writer=engine.rank() == 0,
             resume=job.resume_from is not None,
         ) as run,
-        data,
+        job.data,
         open_store(config) as store,
         stop_signals() as asked,
         recording(*run_recorders(run, job, console), *recorders) as record,
@@ -137,35 +136,18 @@ def train(
         saving = Saving(job, store)
         while job.step < config.max_steps:
             if job.watch.excludes(job.step + 1):
-                scheduler.step()
+                job.scheduler.step()
                 job.step += 1
-                continue
-            model.train()
-            started = perf_counter()
-            batches = data.step(job.step)
-            manager.zero_grad()
-            total = accumulate_gradients(model, manager, batches.batches, batches.targets, callbacks.summed_loss)
-            norm = manager.clip_grad_norm(optimizer.param_groups, max_norm=config.optimizer.max_gradient_norm)
-            loss, gradient_norm, learning_rate = total.item(), norm.item(), scheduler.current_lr
-            verdict = job.watch.judge(job.step + 1, loss, gradient_norm)
-            if verdict.action != "fine":
-                report_anomaly(job, console, verdict, loss, gradient_norm, batches)
-            if verdict.action == "rewind":
-                rewind(job, store)
-                continue
-            if verdict.action == "skip":
-                manager.zero_grad()
-                scheduler.step()
             else:
-                manager.step()
-            job.step += 1
-            metrics = measure(job, batches, perf_counter() - started, loss, gradient_norm, learning_rate)
-            record(metrics)
-            callbacks.after_step(job, metrics)
+                metrics = train_step(job, store, console)
+                if metrics is None:
+                    continue
+                record(metrics)
+                callbacks.after_step(job, metrics)
             is_last = job.step == config.max_steps
             if is_last or job.step % config.validation.every_steps == 0:
                 validated = validate(
-                    model, data, callbacks.summed_loss, step=job.step, batches=config.validation.batches
+                    job.model, job.data, callbacks.summed_loss, step=job.step, batches=config.validation.batches
                 )
                 record(validated)
                 job.validations.append(validated)
@@ -182,6 +164,38 @@ def train(
         summary = summarize(path, read_records(path))
         run.status["result"] = {name: getattr(summary, name) for name in RESULT}
     return PretrainingResult(run, summary, job.validations)
+
+
+def train_step(job: PretrainingJob, store: CheckpointStore, console: Console) -> StepMetrics | None:
+    """Do the next step, or what the watch over the loss says in place of its update. All processes must call it.
+
+    Returns:
+        What was measured; None if the run has gone back to a checkpoint.
+
+    Raises:
+        TrainingStoppedError: the watch stopped the run.
+    """
+    options, manager, scheduler = job.config.optimizer, job.manager, job.scheduler
+    job.model.train()
+    started = perf_counter()
+    batches = job.data.step(job.step)
+    manager.zero_grad()
+    total = accumulate_gradients(job.model, manager, batches.batches, batches.targets, job.callbacks.summed_loss)
+    norm = manager.clip_grad_norm(job.optimizer.param_groups, max_norm=options.max_gradient_norm)
+    loss, gradient_norm, learning_rate = total.item(), norm.item(), scheduler.current_lr
+    verdict = job.watch.judge(job.step + 1, loss, gradient_norm)
+    if verdict.action != "fine":
+        report_anomaly(job, console, verdict, loss, gradient_norm, batches)
+    if verdict.action == "rewind":
+        rewind(job, store)
+        return None
+    if verdict.action == "skip":
+        manager.zero_grad()
+        scheduler.step()
+    else:
+        manager.step()
+    job.step += 1
+    return measure(job, batches, perf_counter() - started, loss, gradient_norm, learning_rate)
 
 
 def run_recorders(run: RunDirectory, job: PretrainingJob, console: Console) -> list[Recorder]:
@@ -301,8 +315,7 @@ def report_anomaly(
             verdict,
             loss=loss,
             gradient_norm=gradient_norm,
-            samples=batches.samples,
-            micro_losses=[],
+            samples=job.data.samples_of(job.step)[0].tolist(),
             rows=rows,
             tokenizer=job.tokenizer,
         )
