@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import BertModel
+from transformers.utils import logging
 
 from model_center.recipe import EncoderClassifier, FinetuneConfig, Job, StepMetrics, prepare, train
 from model_center.recipe.evaluation import majority_scores
@@ -57,6 +58,7 @@ class TheirClassifier(torch.nn.Module):
 
     def __init__(self, name: str, dropout: float, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
+        logging.disable_progress_bar()
         self.encoder = BertModel.from_pretrained(name, dtype=torch.float32)
         self.dropout = torch.nn.Dropout(dropout)
         self.weight, self.bias = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias.clone())
