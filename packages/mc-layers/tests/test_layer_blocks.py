@@ -237,6 +237,8 @@ def test_inputs_that_do_not_fit() -> None:
         (lambda: encoder(x, None, bias), r"`position_bias` must be None with pos_bias_type='none', but is Tensor"),
         (lambda: rotary(x, None), r"`position_bias` must be a RotaryEmbedding or .* but is NoneType"),
         (lambda: relative(x, None, bias[:, :2]), r"`position_bias` must have shape .* = \(2, 3, 3\), .* \(2, 2, 3\)"),
+        (lambda: relative(x, None, bias.tolist()), r"`position_bias` must be a tensor or None .* but is list"),
+        (lambda: relative(x, None, bias.expand(4, 2, 3, 3)), r"`position_bias` must have .* has \(4, 2, 3, 3\)"),
         (lambda: encoder(x, None, head_mask=torch.ones(2)), r"`head_mask` .* \(num_layers, num_heads\) = \(2, 2\)"),
         (lambda: encoder.layers[0](x, None, None, x), r"`cross_hidden_states` must be None .*is_decoder=False"),
         (lambda: encoder(x, None, None, x), r"`cross_hidden_states` must be None in an encoder"),

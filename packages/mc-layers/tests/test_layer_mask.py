@@ -213,6 +213,10 @@ def resolve(mask: AttentionMask | Tensor | None, len_q: int = 4, len_k: int = 5)
             lambda: AttentionMask(key_padding=torch.ones(2, 5).long()),
             r"`key_padding` .* a boolean tensor with 2 dimens",
         ),
+        (
+            lambda: AttentionMask(query_documents=torch.ones(2, 4).long()),
+            r"`query_documents` must be given together with `documents`",
+        ),
         (lambda: AttentionMask(query_offset=-1), r"`query_offset` must not be negative, but is -1"),
         (
             lambda: resolve(torch.ones(2, 5).bool()),

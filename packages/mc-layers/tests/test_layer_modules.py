@@ -10,7 +10,16 @@ from naive_layers import feed_forward, linear, norm
 from torch.testing import assert_close
 
 from model_center.engine import use_engine
-from model_center.layer import ACTIVATIONS, Embedding, FeedForward, LayerNorm, Linear, Module
+from model_center.layer import (
+    ACTIVATIONS,
+    DenseACT,
+    DenseGatedACT,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    Linear,
+    Module,
+)
 
 F64 = torch.float64
 
@@ -133,6 +142,9 @@ def test_an_explicit_dtype_wins_and_the_default_is_the_engines() -> None:
         (lambda: Linear(5, 3)(torch.tensor(1.0)), r"`x` must be `dim_in` \(5\), but its shape is \(\)"),
         (lambda: LayerNorm(5)(torch.zeros(2, 4)), r"`x` must be `dim_norm` \(5\), but its shape is \(2, 4\)"),
         (lambda: FeedForward(5, 3)(torch.zeros(4)), r"`x` must be `dim_in` \(5\), but its shape is \(4,\)"),
+        (lambda: Linear(2.5, 3), r"`dim_in` must be a positive integer, but is 2.5"),  # type: ignore[arg-type]
+        (lambda: DenseACT(5, 3, "gleu"), r"`activate_fn` must be one of 'relu', .*but is 'gleu'"),
+        (lambda: DenseGatedACT(5, 3, "gated_relu"), r"`activate_fn` must be one of 'relu', .*but is 'gated_relu'"),
         (lambda: FeedForward(5, 3, activate_fn="tanh"), r"`activate_fn` must be one of 'relu', .*but is 'tanh'"),
         (lambda: Embedding(5, 3).projection(torch.zeros(4)), r"`x` must be `embedding_size` \(3\), but its shape is"),
         (

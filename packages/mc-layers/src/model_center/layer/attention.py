@@ -116,10 +116,11 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
             len_q = len_k = mask.longest
         bias = position_bias if isinstance(position_bias, Tensor) else None
         dense, by_distance = (self.num_heads, len_q, len_k), (self.num_heads, len_q + len_k - 1)
-        if bias is not None and tuple(bias.shape[-3:]) not in (dense, by_distance):
+        if bias is not None and tuple(bias.shape) not in (dense, (1, *dense), (batch, *dense), by_distance):
             raise ValueError(
-                f"`position_bias` must have shape (num_heads, len_q, len_k) = {dense}, or that with a batch dimension "
-                f"in front, or (num_heads, len_q + len_k - 1) = {by_distance}, but has {tuple(bias.shape)}"
+                f"`position_bias` must have shape (num_heads, len_q, len_k) = {dense}, or that with 1 or the batch "
+                f"size ({batch}) in front, or (num_heads, len_q + len_k - 1) = {by_distance}, "
+                f"but has {tuple(bias.shape)}"
             )
         scoring = Scoring(
             bias=bias,
@@ -187,13 +188,10 @@ class Attention(PositionOptions, DropoutOptions, ScaleOptions, PrecisionOptions,
                     raise ValueError(
                         f"`{name}` must have shape (batch, length, dim_in), but its shape is {tuple(tensor.shape)}"
                     )
-        is_rotary = isinstance(position_bias, RotaryEmbedding | RotaryPositions)
-        if is_rotary != (self.pos_bias_type == "rotary") or (
-            position_bias is not None and self.pos_bias_type == "none"
-        ):
-            wanted = {"none": "None", "relative": "a tensor or None", "rotary": "a RotaryEmbedding or its positions"}
+        kinds, wanted = _POSITION_BIASES[self.pos_bias_type]
+        if not isinstance(position_bias, kinds):
             raise ValueError(
-                f"`position_bias` must be {wanted[self.pos_bias_type]} with pos_bias_type={self.pos_bias_type!r}, "
+                f"`position_bias` must be {wanted} with pos_bias_type={self.pos_bias_type!r}, "
                 f"but is {type(position_bias).__name__}"
             )
         if head_mask is not None and tuple(head_mask.shape) != (self.num_heads,):

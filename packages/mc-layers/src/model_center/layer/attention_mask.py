@@ -97,6 +97,10 @@ class AttentionMask:
                     f"`{name}` of an AttentionMask must be {dtype} tensor with {dim} dimension{'s' * (dim > 1)}, "
                     f"but is {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
+        if self.query_documents is not None and self.documents is None:
+            raise ValueError(
+                "`query_documents` must be given together with `documents`, those of the keys, or not at all"
+            )
         if self.query_offset < 0:
             raise ValueError(f"`query_offset` must not be negative, but is {self.query_offset}")
 

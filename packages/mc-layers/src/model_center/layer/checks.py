@@ -18,7 +18,7 @@ def check_last_dim(name: str, tensor: Tensor, dim_name: str, dim: int) -> None:
 def check_positive(**sizes: int) -> None:
     """Raise a ValueError unless every size is a positive integer."""
     for name, size in sizes.items():
-        if size < 1:
+        if isinstance(size, float) or size < 1:
             raise ValueError(f"`{name}` must be a positive integer, but is {size!r}")
 
 

@@ -27,6 +27,11 @@ GATED = "gated_"
 """In front of an activation's name: multiply the activated projection with a second, linear one (Shazeer 2020)."""
 
 
+def _activation(name: str) -> torch.nn.Module:
+    check_choice("activate_fn", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
 @dataclass(eq=False, repr=False)
 class DenseACT(ScaleOptions, PrecisionOptions, Module):
     """A linear layer and an activation: `act(w(x))`."""
@@ -41,7 +46,7 @@ class DenseACT(ScaleOptions, PrecisionOptions, Module):
 
     def __post_init__(self) -> None:
         self.w = Linear(**select(Linear, self, dim_out=self.dim_ff))
-        self.act = ACTIVATIONS[self.activate_fn]()
+        self.act = _activation(self.activate_fn)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, dim_in) to (…, dim_ff)."""
@@ -56,7 +61,7 @@ class DenseGatedACT(DenseACT):
     def __post_init__(self) -> None:
         self.w_0 = Linear(**select(Linear, self, dim_out=self.dim_ff))
         self.w_1 = Linear(**select(Linear, self, dim_out=self.dim_ff))
-        self.act = ACTIVATIONS[self.activate_fn]()
+        self.act = _activation(self.activate_fn)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, dim_in) to (…, dim_ff)."""
