@@ -210,6 +210,16 @@ def test_exactly_one_input() -> None:
         t5(decoder_input_ids=IDS)
     with pytest.raises(ValueError, match="give `encoder_outputs` or the encoder's input, not both"):
         t5(IDS, decoder_input_ids=IDS, encoder_outputs=embeds)
+    with pytest.raises(ValueError, match="`head_mask` must be None where the encoder is not run"):
+        t5(decoder_input_ids=IDS, encoder_outputs=embeds, head_mask=torch.ones(2))
+    cache = t5(IDS, decoder_input_ids=IDS, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="`head_mask` must be None where the encoder is not run"):
+        t5(decoder_input_ids=IDS, past_key_values=cache, head_mask=torch.ones(2))
+    packed = AttentionMask(documents=torch.zeros_like(IDS))
+    with pytest.raises(
+        ValueError, match="`decoder_attention_mask` must have `documents`, because `attention_mask` has"
+    ):
+        t5(IDS, decoder_input_ids=IDS, attention_mask=packed)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from own_families import ROWS, Row, batch
 from torch import Tensor
 from torch.testing import assert_close
 
+from model_center.layer import AttentionMask
+
 PIECES = [[4, 1, 1, 3], [3, 6], [3, 1, 1, 1, 1, 1, 1]]
 decoders = pytest.mark.parametrize("row", [row for row in ROWS if row.causal], ids=lambda row: row.name)
 IDS, LENGTH = batch(5, [9, 6], 9)
@@ -44,6 +46,23 @@ def test_pieces_equal_the_full_pass(row: Row, pieces: list[int]) -> None:
     together = torch.cat(states, dim=1)
     assert_close(together[valid], full.last_hidden_state[valid], rtol=1e-5, atol=1e-5)
     assert_close(model.logits(together)[valid], logits[valid], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_packed_documents_are_cached() -> None:
+    model = next(row for row in ROWS if row.name == "t5").make()
+    sources, documents = torch.tensor([[0, 0, 1, 1, 1]]).expand(2, -1), (torch.arange(9) >= 4).long().expand(2, -1)
+    source = AttentionMask(documents=sources)
+
+    def states(start: int, end: int, **more: Any) -> Tensor:
+        mask = AttentionMask(documents=documents[:, :end])
+        masks = {"attention_mask": source, "decoder_attention_mask": mask}
+        result: Tensor = model(SOURCE, decoder_input_ids=IDS[:, start:end], **masks, **more).last_hidden_state
+        return result
+
+    cache = model.new_cache(9)
+    pieces = [states(start, end, past_key_values=cache) for start, end in ((0, 3), (3, 6), (6, 7), (7, 9))]
+    assert_close(torch.cat(pieces, dim=1), states(0, 9), rtol=1e-5, atol=1e-5)
 
 
 @decoders

@@ -129,6 +129,8 @@ class Seq2Seq(ProjectionHead):
             encoded = _as_stack_output(encoder_outputs)
         else:
             raise ValueError("give `encoder_outputs` or the encoder's input, not both")
+        if head_mask is not None and (encoder_outputs is not None or encoded is None):
+            raise ValueError("`head_mask` must be None where the encoder is not run, because its output is at hand")
         hidden_states = embedded(self.input_embedding, decoder_input_ids, decoder_inputs_embeds, "decoder_")
         batch, seq_len = hidden_states.shape[:2]
         if past_key_values is None and use_cache:
@@ -147,7 +149,7 @@ class Seq2Seq(ProjectionHead):
                 mask,
                 self._position_bias("position_bias_dec", seq_len, offset),
                 cross_states,
-                _cross_mask(attention_mask_of(length, attention_mask, shape=cross_shape), mask),
+                _cross_mask(attention_mask_of(length, attention_mask, shape=cross_shape), mask, offset),
                 head_mask=expanded_head_mask(decoder_head_mask, self.config.num_decoder_layers),
                 cross_head_mask=expanded_head_mask(cross_attn_head_mask, self.config.num_decoder_layers),
                 cache=past_key_values,
@@ -223,11 +225,14 @@ def _as_stack_output(outputs: EncoderOutputs) -> StackOutput:
     return StackOutput(outputs if isinstance(outputs, Tensor) else outputs[0])
 
 
-def _cross_mask(encoder_mask: AttentionMask, decoder_mask: AttentionMask) -> AttentionMask:
+def _cross_mask(encoder_mask: AttentionMask, decoder_mask: AttentionMask, offset: int) -> AttentionMask:
     """What the decoder may attend to of the encoder's positions: those that are real, and of the same document."""
+    documents, of_queries = encoder_mask.documents, decoder_mask.documents
+    if documents is not None and of_queries is None:
+        raise ValueError("`decoder_attention_mask` must have `documents`, because `attention_mask` has, but has none")
     return AttentionMask(
         lengths=encoder_mask.lengths,
         key_padding=encoder_mask.key_padding,
-        documents=encoder_mask.documents,
-        query_documents=None if encoder_mask.documents is None else decoder_mask.documents,
+        documents=documents,
+        query_documents=None if documents is None or of_queries is None else of_queries[:, offset:],
     )
