@@ -363,7 +363,7 @@ def main(folder: Path) -> None:
     # Without the minutes of a C++ compiler; the second divides graphs as the compiler does.
     torch.compile = partial(torch.compile, backend="aot_eager")
     divide = torch._dynamo.lookup_backend("aot_eager_decomp_partition")
-    torch._dynamo.lookup_backend = lambda compiler_fn: divide  # noqa: ARG005 - its name for callers
+    torch._dynamo.lookup_backend = lambda compiler_fn: divide
     bmt.init_distributed(seed=0)
     found: dict[str, Any] = {"engine": bmt.current_engine().name, "world_size": bmt.world_size()}
     for check in (check_collectives, check_overflow, check_strayed_processes, check_shards):
