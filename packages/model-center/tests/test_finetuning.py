@@ -1,3 +1,4 @@
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from model_center.recipe import (
     read_status,
     train,
 )
+from model_center.recipe.cli import main
 from model_center.recipe.evaluation import evaluate, majority_scores
 from model_center.recipe.metrics import Metrics
 
@@ -197,6 +199,25 @@ def test_the_global_generator_of_the_caller_does_not_matter(encoder: Path, tasks
         finetune(config(encoder, tasks, tmp_path / str(number), max_steps=3), recorders=[listener])
         losses.append([metrics.loss for metrics in listener.heard])
     assert losses[0] == losses[1]
+
+
+def test_a_full_disk_ends_in_one_message(
+    encoder: Path,
+    tasks: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(model: EncoderClassifier, tokenizer: Any, directory: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+
+    monkeypatch.setattr(EncoderClassifier, "save", fail)
+    data = [f"--data.path={tasks}", "--data.max_length=32", "--max_steps=1"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", f"--model.name={encoder}", *data, f"--output={tmp_path / 'run'}"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("model-center finetune: error: [Errno 28] No space left on device: ")
+    assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_what_is_shown(encoder: Path, tasks: Path, tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ BAD: dict[str, Callable[[], object]] = {
         name="gpt2-base",
         precision="fp8",  # type: ignore[arg-type]
     ),
+    r"model\.options\.dtype is decided by model\.precision": lambda: recipe.PretrainModelOptions(
+        name="gpt2-base", options={"dtype": "float32"}
+    ),
     r"data\.objective must be one of causal, .*, but is 'magic'": lambda: replace(
         config().data,
         objective="magic",  # type: ignore[arg-type]

@@ -165,8 +165,10 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again(base: Pretrai
     config = replace(base, output=str(tmp_path / "run"))
     with pytest.raises(RuntimeError, match="power failure"):
         pretrain(config, callbacks=Broken())
-    with pytest.raises(ValueError, match="is not empty"):
+    with pytest.raises(ValueError, match=r"is not empty; .* --resume auto to go on with the run there, or --overwrite"):
         pretrain(config)
+    with pytest.raises(ValueError, match=r"resume and overwrite: .* give one of them"):
+        pretrain(config, resume="auto", overwrite=True)
     pretrain(config, resume="auto")
     assert column(config.output, "step") == [1, 2, 3, 4, 5, 6]
 

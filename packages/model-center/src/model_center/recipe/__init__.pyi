@@ -5,6 +5,7 @@ from .callbacks import Callbacks
 from .checkpoint_configuration import ConvertConfig, VerifyConfig
 from .checkpoints import CheckpointStore, TrainingState, find_newest
 from .classifier import EncoderClassifier, load_classifier
+from .commands import RunInterrupted
 from .configuration import (
     EngineOptions,
     OptimizerOptions,
@@ -70,6 +71,7 @@ __all__ = [
     "Recorder",
     "ReportConfig",
     "Result",
+    "RunInterrupted",
     "RunSummary",
     "StepMetrics",
     "TrainingState",

@@ -34,6 +34,35 @@ def require_choice(option: str, value: object, choices: Any) -> None:
 
 
 @dataclass(kw_only=True)
+class OutputOptions:
+    """What every training run is told: where it is written, and what it draws."""
+
+    output: str
+    """Run directory; it must not exist yet, or be empty, unless an earlier run in it is overwritten or resumed."""
+    seed: int = 0
+    """Seed of new weights, of dropout and of the order of the samples."""
+    log_every: int = 10
+    """Print a line every so many steps where the output is not a terminal."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.output), "output", "a directory", self.output)
+        require(self.seed >= 0, "seed", "zero or positive", self.seed)
+        require(self.log_every > 0, "log_every", "positive", self.log_every)
+
+
+@dataclass(kw_only=True)
+class PrecisionOptions:
+    """The type that a model is trained in."""
+
+    precision: Precision = "half"
+    """Type of weights and activations: half is fp16 on CUDA and fp32 on the CPU, bf16 is the one to take on current
+    GPUs; the optimizer keeps fp32 master weights in either case."""
+
+    def __post_init__(self) -> None:
+        require_choice("model.precision", self.precision, Precision)
+
+
+@dataclass(kw_only=True)
 class OptimizerOptions:
     """AdamW, its learning-rate schedule and gradient clipping."""
 

@@ -6,7 +6,8 @@ from typing import Literal
 from .configuration import (
     EngineOptions,
     OptimizerOptions,
-    Precision,
+    OutputOptions,
+    PrecisionOptions,
     absolute,
     absolute_if_local,
     require,
@@ -18,7 +19,7 @@ Pooling = Literal["mean", "cls", "pooler"]
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
+class ModelOptions(PrecisionOptions):
     """The model that is fine-tuned, of any family, and the classification head on top of an encoder."""
 
     name: str
@@ -29,9 +30,6 @@ class ModelOptions:
     or cpm2."""
     tokenizer: str | None = None
     """Directory or identifier of the tokenizer; the model's own when not given."""
-    precision: Precision = "half"
-    """Type of weights and activations: half is fp16 on CUDA and fp32 on the CPU, bf16 is the one to take on current
-    GPUs; the optimizer keeps fp32 master weights in either case."""
     pooling: Pooling | None = None
     """What an encoder's classifier reads: mean over the real tokens (when not given), cls (the first token), or pooler
     (the model's own pooler output). Other families have no classifier: they answer in words."""
@@ -40,8 +38,8 @@ class ModelOptions:
     given."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.name), "model.name", "a directory or an identifier", self.name)
-        require_choice("model.precision", self.precision, Precision)
         if self.pooling is not None:
             require_choice("model.pooling", self.pooling, Pooling)
         dropout = self.dropout
@@ -77,26 +75,18 @@ class DataOptions:
 
 
 @dataclass(kw_only=True)
-class RunOptions:
+class RunOptions(OutputOptions):
     """Where a run is written and how long it goes on."""
 
-    output: str
-    """Run directory; it must not exist yet, or be empty."""
-    seed: int = 0
-    """Seed of the classifier's weights, of dropout and of the order of the samples."""
     epochs: int = 3
     """Passes over the training split; each ends with an evaluation."""
     max_steps: int | None = None
     """Stop after this many steps (with an evaluation), even within an epoch."""
-    log_every: int = 10
-    """Print a line every so many steps where the output is not a terminal."""
 
     def __post_init__(self) -> None:
-        require(bool(self.output), "output", "a directory", self.output)
-        require(self.seed >= 0, "seed", "zero or positive", self.seed)
+        super().__post_init__()
         require(self.epochs > 0, "epochs", "positive", self.epochs)
         require(self.max_steps is None or self.max_steps > 0, "max_steps", "positive", self.max_steps)
-        require(self.log_every > 0, "log_every", "positive", self.log_every)
 
 
 @dataclass(kw_only=True)

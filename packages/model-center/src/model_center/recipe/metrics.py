@@ -28,7 +28,7 @@ class LossMetrics:
     step: int
     """Training steps done; that of a training step itself is among them."""
     loss: float
-    """Mean cross-entropy over all processes: of samples in fine-tuning, of their target tokens in pre-training."""
+    """Mean cross-entropy over all processes: of target tokens, or of samples where a task has classes."""
 
     @property
     def perplexity(self) -> float:

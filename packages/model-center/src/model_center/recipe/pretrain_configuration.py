@@ -7,7 +7,8 @@ from typing import Any, Literal
 from .configuration import (
     EngineOptions,
     OptimizerOptions,
-    Precision,
+    OutputOptions,
+    PrecisionOptions,
     WandbOptions,
     absolute,
     absolute_if_local,
@@ -55,7 +56,7 @@ class WatchOptions:
 
 
 @dataclass(kw_only=True)
-class PretrainModelOptions:
+class PretrainModelOptions(PrecisionOptions):
     """The model that is pre-trained, of any family."""
 
     name: str
@@ -66,13 +67,13 @@ class PretrainModelOptions:
     are some."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the model's configuration that differ from those of name, e.g. --model.options.num_layers 4."""
-    precision: Precision = "half"
-    """Type of weights and activations: half is fp16 on CUDA and fp32 on the CPU, bf16 is the one to take on current
-    GPUs; the optimizer keeps fp32 master weights in either case."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.name), "model.name", "a directory or the name of a published size", self.name)
-        require_choice("model.precision", self.precision, Precision)
+        for option in ("dtype", "half"):
+            if option in self.options:
+                raise ValueError(f"model.options.{option} is decided by model.precision; leave it out")
 
 
 @dataclass(kw_only=True)
@@ -207,17 +208,11 @@ class ValidationOptions:
 
 
 @dataclass(kw_only=True)
-class PretrainConfig:
+class PretrainConfig(OutputOptions):
     """Pre-train a model of any family on indexed data sets."""
 
-    output: str
-    """Run directory; it must not exist yet, or be empty, unless a run in it is resumed."""
-    seed: int = 0
-    """Seed of the weights, of dropout and of the order of the samples."""
     max_steps: int = 1000
     """Training steps of the whole run."""
-    log_every: int = 10
-    """Print a line every so many steps where the output is not a terminal."""
     model: PretrainModelOptions
     """The model that is pre-trained, of any family."""
     data: PretrainDataOptions
@@ -238,10 +233,8 @@ class PretrainConfig:
     """Whether metrics go to Weights & Biases, too."""
 
     def __post_init__(self) -> None:
-        require(bool(self.output), "output", "a directory", self.output)
-        require(self.seed >= 0, "seed", "zero or positive", self.seed)
+        super().__post_init__()
         require(self.max_steps > 0, "max_steps", "positive", self.max_steps)
-        require(self.log_every > 0, "log_every", "positive", self.log_every)
         warmup = self.optimizer.warmup_steps
         if warmup is not None and warmup > self.max_steps:
             raise ValueError(f"optimizer.warmup_steps must be at most max_steps ({self.max_steps}), but is {warmup}")

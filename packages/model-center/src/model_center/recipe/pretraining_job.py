@@ -124,6 +124,8 @@ def prepare_pretraining(
         ValueError, OSError: something that the configuration names is missing, broken or does not fit.
         ImportError: an option needs a package that is not installed.
     """
+    if resume_run and overwrite:
+        raise ValueError("resume and overwrite: one goes on with the run that the other deletes; give one of them")
     config, callbacks = config.resolved(), callbacks or Callbacks()
     if config.wandb.mode != "disabled":
         import_wandb()

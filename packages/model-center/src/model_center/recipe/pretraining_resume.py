@@ -76,9 +76,10 @@ def _find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tup
         check_resumable(output)
         return found, False
     if found.damaged:
-        raise ValueError("\n".join([f"no checkpoint of {output} is whole:", *map(str, found.damaged)]))
+        told = [f"no checkpoint of {output} is whole:", *map(str, found.damaged)]
+        raise ValueError("\n".join([*told, "give another output, or --overwrite in place of --resume to begin again"]))
     has_begun = resume and status_file(output).is_file() and not any(checkpoints.glob("[!.]*"))
-    check_output(output, overwrite=overwrite or has_begun)
+    check_output(output, overwrite=overwrite or has_begun, resumable=True)
     return found, overwrite or has_begun
 
 

@@ -57,7 +57,7 @@ def prepare_tokenizer(name: str, text: Sequence[Path], folder: Path, model_type:
     if not size.isdecimal():
         raise ValueError(f"a tokenizer to be trained must be named train:SIZE, as in train:4000, but is {name!r}")
     if not text:
-        raise ValueError(f"the tokenizer {name!r} needs raw text to be trained on")
+        raise ValueError(f"the tokenizer {name!r} needs raw text to be trained on, which data.text names")
     return str(train_tokenizer(text, folder / "tokenizer", model_type, int(size)))
 
 

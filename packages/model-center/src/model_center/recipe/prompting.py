@@ -53,7 +53,7 @@ def prompt_model(model: BaseModel, tokenizer: Any, head: PromptHead) -> TaskMode
 
 
 def load_prompt_model(directory: Path | str, dtype: torch.dtype | None = None) -> tuple[TaskModel, Any]:
-    """Load what a run of a decoder or an encoder-decoder has saved; see `evaluation.load_task_model`."""
+    """Load what a run of a decoder or an encoder-decoder has saved; as `load_task_model` loads that of any family."""
     directory = Path(directory)
     head = read_head(directory / HEAD_FILE, PromptHead, "model that answers prompts")
     tokenizer = load_tokenizer(directory)

@@ -5,7 +5,10 @@
     metrics.jsonl      one JSON object a line for every training step and every evaluation
     tensorboard/       the same as TensorBoard events
     plot.png           loss and score over the steps
-    checkpoints/       best and last: model, what it answers with, and tokenizer
+    checkpoints/       fine-tuning: best and last, each model, what it answers with, and tokenizer;
+                       pre-training: step-00001000, …, all that a run needs to go on (see `checkpoints`)
+    anomalies/         pre-training: a JSON file for each step that the watch over the loss found fault with
+    wandb/             records of Weights & Biases, if they are asked for
     .lock              locked while a run writes here, so that no other one does
 
 A killed process leaves "running" behind, so a directory counts as a whole run only when its status says finished.
@@ -117,8 +120,13 @@ def read_status(path: Path) -> dict[str, Any]:
     return status
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
+def check_output(path: Path, *, overwrite: bool, resumable: bool = False) -> None:
     """Refuse an output directory that holds something or cannot be written, without changing anything.
+
+    Args:
+        path: the directory.
+        overwrite: whether an earlier run in it may be deleted.
+        resumable: whether runs of this kind can be resumed, which the message then says.
 
     Raises:
         ValueError: `path` is no directory, cannot be created or written, another run is writing there, or it is not
@@ -133,7 +141,10 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         return
     _check_unlocked(path)
     if not overwrite:
-        raise ValueError(f"output directory {str(path)!r} is not empty; give another one, or --overwrite to replace it")
+        or_resume = ", --resume auto to go on with the run there" * (resumable and status_file(path).is_file())
+        raise ValueError(
+            f"output directory {str(path)!r} is not empty; give another one{or_resume}, or --overwrite to replace it"
+        )
     if not status_file(path).is_file():
         raise ValueError(
             f"output directory {str(path)!r} is not empty and no run directory (it has no status.json), "
