@@ -101,7 +101,11 @@ def test_offline_records_go_on_in_the_same_run_after_a_resume(tmp_path: Path, mo
         recorder.record(ValidationMetrics(step=first + 1, loss=0.0, tokens=10))
         recorder.close()
     assert identifiers[0] == identifiers[1]
-    records = list(logged(tmp_path))
+    records: list[dict[str, str]] = []
+    deadline = time.monotonic() + 30
+    while len(records) < 6 and time.monotonic() < deadline:  # wandb's own process may not have written them yet
+        time.sleep(0.05)
+        records = list(logged(tmp_path))
     steps = [(float(each["step"]), float(each["train/loss"])) for each in records if "train/loss" in each]
     assert steps == [(1, 1), (2, 1 / 2), (3, 1 / 3), (4, 1 / 4)]
     assert [float(each["validation/perplexity"]) for each in records if "validation/loss" in each] == [1, 1]

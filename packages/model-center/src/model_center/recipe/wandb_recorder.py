@@ -47,7 +47,7 @@ class WeightsAndBiases:
         self.run.log({"step": metrics.step, **named})
 
     def close(self) -> None:
-        """Wait until all is sent, or written in offline mode."""
+        """End the run; what is left, a process of wandb's own sends or, in offline mode, writes moments later."""
         self.run.finish()
 
 
