@@ -11,8 +11,7 @@ import triton
 import triton.language as tl
 
 from model_center.layer.kernels.backward import _score_gradient
-from model_center.layer.kernels.heads import load_rows
-from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, RUN_TIME, bounds_of, place
+from model_center.layer.kernels.tiles import KEYS_BY_GROUP, MARGIN, RUN_TIME, bounds_of, load_rows, place
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
@@ -33,6 +32,7 @@ def tile_bias_kernel(
         return
     rows = tile_q * TILE + tl.arange(0, TILE)
     columns = tile_k * TILE + tl.arange(0, TILE)
+    dims = tl.arange(0, DIM_TILE)
     kv_head = head // GROUP
     bias_of_row = bias_ptr + head * stride_bias + MARGIN + len_q - 1 - rows + tile_k * TILE
     seed = tl.load(seed_ptr) if DROPS else 0
@@ -48,10 +48,10 @@ def tile_bias_kernel(
             of_gradient = row * stride_gb + start * stride_g + head * stride_gh
             of_key = row * stride_kb + start * stride_k + kv_head * stride_kh
             of_value = row * stride_vb + start * stride_v + kv_head * stride_vh
-            query = load_rows(query_ptr + of_query, rows, limit_q, stride_q, DIM, DIM_TILE, not EVEN)
-            gradient = load_rows(gradient_ptr + of_gradient, rows, limit_q, stride_g, DIM, DIM_TILE, not EVEN)
-            key = load_rows(key_ptr + of_key, columns, limit_k, stride_k, DIM, DIM_TILE, not EVEN)
-            value = load_rows(value_ptr + of_value, columns, limit_k, stride_v, DIM, DIM_TILE, not EVEN)
+            query = load_rows(query_ptr + of_query, rows, limit_q, stride_q, dims, DIM, DIM_TILE, not EVEN)
+            gradient = load_rows(gradient_ptr + of_gradient, rows, limit_q, stride_g, dims, DIM, DIM_TILE, not EVEN)
+            key = load_rows(key_ptr + of_key, columns, limit_k, stride_k, dims, DIM, DIM_TILE, not EVEN)
+            value = load_rows(value_ptr + of_value, columns, limit_k, stride_v, dims, DIM, DIM_TILE, not EVEN)
             numbered = sequence * heads + head
             of_row = tl.cast(numbered, tl.int64) * len_q
             log_sum = tl.load(log_sum_ptr + of_row + rows, mask=rows < limit_q, other=float("inf"))

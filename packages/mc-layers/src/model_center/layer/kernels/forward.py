@@ -6,17 +6,18 @@
 import triton
 import triton.language as tl
 
-from model_center.layer.kernels.heads import add_mixed, load_rows, no_rows, products, scaled, store_rows
 from model_center.layer.kernels.tiles import (
     KEYS_BY_MASK,
     MARGIN,
     RUN_TIME,
     bounds_of,
     keep,
+    load_rows,
     may_attend,
     place,
     read,
     settled,
+    store_rows,
     tile_limits,
     weights_of,
 )
@@ -26,15 +27,15 @@ from model_center.layer.kernels.tiles import (
 def _attend_tiles(
     begin, end, query, rows, accumulator, total, largest,
     key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
-    seed, head, dropout_p,
+    seed, head, dropout_p, dims,
     DIM: tl.constexpr, DIM_TILE: tl.constexpr, TILE_K: tl.constexpr, KEYS: tl.constexpr, HAS_BIAS: tl.constexpr,
     IS_CAUSAL: tl.constexpr, DROPS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Attend keys `begin` to `end`; `MASKED` says whether some of them may not be attended."""
     for start in range(begin, end, TILE_K):
         columns = start + tl.arange(0, TILE_K)
-        key = load_rows(key_ptr, columns, limit_k, stride_k, DIM, DIM_TILE, MASKED)
-        scores = products(query, key) * scale
+        key = load_rows(key_ptr, columns, limit_k, stride_k, dims, DIM, DIM_TILE, MASKED)
+        scores = tl.dot(query, tl.trans(key)) * scale
         if HAS_BIAS:
             scores += read(settled(bias_of_row + start)[:, None] + tl.arange(0, TILE_K)[None, :])
         if MASKED:
@@ -48,11 +49,11 @@ def _attend_tiles(
         weights = weights_of(scores, offset[:, None])
         correction = weights_of(largest, offset)
         total = total * correction + tl.sum(weights, 1)
-        accumulator = scaled(accumulator, correction[:, None])
+        accumulator *= correction[:, None]
         if DROPS:
             weights = tl.where(keep(seed, head, rows[:, None], columns[None, :], dropout_p), weights, 0.0)
-        value = load_rows(value_ptr, columns, limit_k, stride_v, DIM, DIM_TILE, MASKED)
-        accumulator = add_mixed(weights, value, accumulator)
+        value = load_rows(value_ptr, columns, limit_k, stride_v, dims, DIM, DIM_TILE, MASKED)
+        accumulator = tl.dot(weights.to(value.dtype), value, accumulator)
         largest = new_largest
     return accumulator, total, largest
 
@@ -76,14 +77,15 @@ def forward_kernel(
         return
     kv_head = head // GROUP
     rows = first + tl.arange(0, TILE_Q)
+    dims = tl.arange(0, DIM_TILE)
     query_ptr += row * stride_qb + start * stride_q + head * stride_qh
     key_ptr += row * stride_kb + start * stride_k + kv_head * stride_kh
     value_ptr += row * stride_vb + start * stride_v + kv_head * stride_vh
     bias_of_row = bias_ptr + head * stride_bias + MARGIN + len_q - 1 - rows
     mask_ptr += row * stride_mask_b
     seed = tl.load(seed_ptr) if DROPS else 0
-    query = load_rows(query_ptr, rows, limit_q, stride_q, DIM, DIM_TILE, True)
-    accumulator = no_rows(TILE_Q, DIM_TILE)
+    query = load_rows(query_ptr, rows, limit_q, stride_q, dims, DIM, DIM_TILE, True)
+    accumulator = tl.zeros([TILE_Q, DIM_TILE], tl.float32)
     total = tl.zeros([TILE_Q], tl.float32)
     largest = tl.full([TILE_Q], float("-inf"), tl.float32)
     context_end, alike = bounds_of(row, bounds_ptr, len_q, KEYS)
@@ -92,13 +94,13 @@ def forward_kernel(
         accumulator, total, largest = _attend_tiles(
             0, unmasked, query, rows, accumulator, total, largest,
             key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
-            seed, tl.program_id(1), dropout_p,
+            seed, tl.program_id(1), dropout_p, dims,
             DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, False,
         )  # fmt: skip
     accumulator, total, largest = _attend_tiles(
         unmasked, end, query, rows, accumulator, total, largest,
         key_ptr, value_ptr, bias_of_row, mask_ptr, stride_k, stride_v, stride_mask, limit_q, limit_k, scale,
-        seed, tl.program_id(1), dropout_p,
+        seed, tl.program_id(1), dropout_p, dims,
         DIM, DIM_TILE, TILE_K, KEYS, HAS_BIAS, IS_CAUSAL, DROPS, True,
     )  # fmt: skip
     # Queries with nothing to attend give zeros.
@@ -108,5 +110,5 @@ def forward_kernel(
     if DROPS:
         factor /= 1.0 - dropout_p
     output_ptr += row * stride_ob + start * stride_o + head * stride_oh
-    store_rows(output_ptr, scaled(accumulator, factor[:, None]), rows, limit_q, stride_o, DIM)
+    store_rows(output_ptr, accumulator * factor[:, None], rows, limit_q, stride_o, dims, DIM)
     tl.store(log_sum_ptr + tl.cast(tl.program_id(1), tl.int64) * len_q + rows, log_sum, mask=rows < limit_q)

@@ -51,12 +51,10 @@ class Plan:
 
 PLANS: dict[int, Plan] = {
     64: Plan(Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 3)),
-    **dict.fromkeys(
-        (80, 96, 128), Plan(Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(128, 128, 16, 1))
-    ),
+    128: Plan(Tiles(64, 64, 4, 3), Tiles(32, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(128, 128, 16, 1)),
 }
-"""By the size to which heads are padded, a power of two or the sum of two: the fastest of 21 to 22 candidates on one
-H200, at the shapes of T5-3B (128, also used for 80 and 96) and T5-large (64) with a learnt bias."""
+"""By the smallest power of two, 64 at least, that holds a head: the fastest of 21 to 22 candidates on one H200, at the
+shapes of T5-3B (128) and T5-large (64) with a learnt bias."""
 
 
 def fused_attention(
@@ -221,7 +219,7 @@ class KernelCall:
         self.len_k, self.heads_kv = key.shape[1:3]
         if cumulative is not None:
             self.sequences, self.len_q, self.len_k = cumulative.shape[0] - 1, longest, longest
-        self.dim_tile = min(size for size in PLANS if size >= self.dim)
+        self.dim_tile = max(min(PLANS), triton.next_power_of_2(self.dim))
         self.plan = PLANS[self.dim_tile]
         self.is_packed, self.has_bias = cumulative is not None, bias is not None
         query, key, value = (_with_whole_heads(x) for x in (query, key, value))

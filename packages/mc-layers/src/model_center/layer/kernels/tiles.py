@@ -84,6 +84,26 @@ def tile_limits(
 
 
 @triton.jit
+def load_rows(ptr, rows, limit, stride, dims, DIM: tl.constexpr, DIM_TILE: tl.constexpr, MASKED: tl.constexpr):
+    """Load vectors `rows` of one head as (rows, DIM_TILE); zeros from row `limit` and element DIM on."""
+    pointers = ptr + rows[:, None] * stride + dims[None, :]
+    if MASKED:
+        if DIM == DIM_TILE:
+            return tl.load(pointers, mask=rows[:, None] < limit, other=0.0)
+        return tl.load(pointers, mask=(rows[:, None] < limit) & (dims[None, :] < DIM), other=0.0)
+    if DIM == DIM_TILE:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=dims[None, :] < DIM, other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, values, rows, limit, stride, dims, DIM: tl.constexpr):
+    """Store (rows, DIM_TILE) as vectors `rows` of one head, up to row `limit` and element DIM."""
+    pointers = ptr + rows[:, None] * stride + dims[None, :]
+    tl.store(pointers, values.to(ptr.dtype.element_ty), mask=(rows[:, None] < limit) & (dims[None, :] < DIM))
+
+
+@triton.jit
 def read(pointers):
     """Load single numbers into whatever layout they are wanted in.
 
