@@ -47,8 +47,9 @@ def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str
 
 
 def test_a_budget_takes_the_place_of_recomputed_blocks() -> None:
-    assert TorchEngine(torch.device("cuda")).use_checkpoint
-    assert not TorchEngine(META, compile=True, activation_budget=0.5).use_checkpoint
+    gpu = torch.device("cuda")
+    assert TorchEngine(gpu, compile=True).use_checkpoint
+    assert not TorchEngine(gpu, compile=True, activation_budget=0.5).use_checkpoint
 
 
 def stack(budget: float | None) -> Encoder:

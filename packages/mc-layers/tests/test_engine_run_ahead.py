@@ -25,10 +25,10 @@ class Event:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"), [([], 1), ([10], BYTES_AHEAD // 10), ([BYTES_AHEAD // 3, 10], 3), ([10, 2 * BYTES_AHEAD], 1)]
+    ("largest", "expected"), [(0, 1), (10, BYTES_AHEAD // 10), (BYTES_AHEAD // 3, 3), (2 * BYTES_AHEAD, 1)]
 )
-def test_large_blocks_get_a_lead_of_one(sizes: list[int], expected: int) -> None:
-    assert blocks_ahead(max(sizes, default=0)) == expected
+def test_large_blocks_get_a_lead_of_one(largest: int, expected: int) -> None:
+    assert blocks_ahead(largest) == expected
 
 
 @pytest.mark.parametrize("lead", [1, 3])

@@ -250,7 +250,7 @@ def test_a_learning_rate_that_explodes_stops_the_run(base: PretrainConfig, tmp_p
 
 
 class NotANumber(Callbacks):
-    """The loss of one step is none, whenever its turn comes."""
+    """The loss of one step is NaN, whenever its turn comes."""
 
     job: PretrainingJob
 
@@ -287,6 +287,16 @@ def test_a_batch_whose_loss_is_no_number(
     assert (report["action"], report["loss"]) == (policy, "nan")
     assert sorted(report["samples"]) == expected
     assert recipe.read_status(output)["result"]["anomalies"] == 1
+
+
+def test_there_must_be_a_checkpoint_to_rewind_to(base: PretrainConfig, tmp_path: Path) -> None:
+    callbacks, watch = NotANumber(1), recipe.WatchOptions(non_finite="rewind")
+    config = replace(base, output=str(tmp_path / "run"), watch=watch)
+    callbacks.job = recipe.prepare_pretraining(config, callbacks=callbacks)
+    with pytest.raises(
+        recipe.TrainingStoppedError, match=r"step 1: there is no checkpoint yet .* checkpoints\.every_steps"
+    ):
+        train(callbacks.job)
 
 
 def test_disks_that_are_too_small(base: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

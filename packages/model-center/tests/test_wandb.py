@@ -31,7 +31,7 @@ class FakeWandb:
     """Stands for the package, and logs in or does not."""
 
     class Error(Exception):
-        """Of which the package's errors are."""
+        """The base class of the package's errors."""
 
     def __init__(self, answer: bool | str) -> None:
         self.answer = answer

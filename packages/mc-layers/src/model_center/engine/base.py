@@ -29,7 +29,7 @@ class Engine(ABC):
         world_size: Number of processes.
         use_checkpoint: Whether blocks recompute their activations in backward.
         compiles: Whether blocks are compiled.
-        activation_budget: Share of the activations that compiled blocks keep for backward.
+        activation_budget: Share of the activations that compiled blocks keep for backward; None sets no limit.
         deterministic: Whether what runs under `use_engine` repeats bit by bit.
         gradient_divisor: What a loss is divided by so that the gradients of all processes average: 1 where the engine
             itself averages them, `world_size` where it sums them.

@@ -108,8 +108,8 @@ def init_distributed(
             Blocks of one kind share what is compiled, and it is compiled twice at most while nothing but lengths
             change. A call with a cache is not compiled.
         activation_budget: Share of the activations that compiled blocks keep for backward, from 0 to 1: what is
-            cheapest to compute is computed again. 1 is what the compiler keeps by itself, and 0 the blocks' inputs
-            only. It needs `compile`, and takes the place of `use_checkpoint`.
+            cheapest to compute is computed again. 1, like None, is what the compiler keeps by itself, and 0 the
+            blocks' inputs only. It needs `compile`, and takes the place of `use_checkpoint`.
         deterministic: Whether the same script on the same machine computes the same bits in every run, until
             `init_distributed` is called again. An operation that has no such form raises a RuntimeError that names it.
 

@@ -22,7 +22,7 @@ TRAINING_NAME = "training.json"
 _FREE_OPTIONS = ("dropout", "_init_", "dtype", "half")
 """What the names of those model options contain that may change between saving and resuming."""
 _NAMED = 5
-"""How many of the weights that do not fit are named: of another model, none does."""
+"""How many of the weights that do not fit are named; of another model, none may fit."""
 
 
 @dataclass

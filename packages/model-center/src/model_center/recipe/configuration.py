@@ -38,7 +38,8 @@ class OutputOptions:
     """What every training run is told: where it is written, and what it draws."""
 
     output: str
-    """Run directory; it must not exist yet, or be empty, unless an earlier run in it is overwritten or resumed."""
+    """Run directory; it must not exist yet, or be empty, unless an earlier run in it is overwritten (or resumed, in
+    pre-training)."""
     seed: int = 0
     """Seed of new weights, of dropout and of the order of the samples."""
     log_every: int = 10

@@ -286,7 +286,8 @@ def rewind(job: PretrainingJob, store: CheckpointStore) -> None:
     newest = store.newest().path
     if newest is None:
         raise TrainingStoppedError(
-            f"step {job.step + 1}: there is no checkpoint yet to rewind to; the run was stopped (watch)"
+            f"step {job.step + 1}: there is no checkpoint yet to rewind to, so the run was stopped; save earlier with "
+            "checkpoints.every_steps, or set watch.non_finite and watch.spike to other actions than rewind"
         )
     restore(job, store, newest)
     job.watch.rewound(job.step)

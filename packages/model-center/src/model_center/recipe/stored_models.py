@@ -62,7 +62,7 @@ class StoredModel:
 
 @contextmanager
 def absent_heads_unsaid() -> Iterator[None]:
-    """Load checkpoints without a word about heads that they lack, where somebody has seen to that."""
+    """Load checkpoints without a word about heads that they lack: for callers that need none, or tell of them."""
     package_logger = logging.getLogger("model_center.model")
     level = package_logger.level
     package_logger.setLevel(logging.ERROR)

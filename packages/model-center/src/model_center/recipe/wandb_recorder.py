@@ -47,7 +47,7 @@ class WeightsAndBiases:
         self.run.log({"step": metrics.step, **named})
 
     def close(self) -> None:
-        """End the run; what is left, a process of wandb's own sends or, in offline mode, writes moments later."""
+        """End the run once all is sent; in offline mode, wandb's own process writes the last records moments later."""
         self.run.finish()
 
 

@@ -20,7 +20,6 @@ BUCKET_ELEMENTS = 2**24
 
 # Of each parameter group; what PyTorch adds by itself is not ours to ask for.
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
-_IN_ONE_PASS = ("master", "exp_avg", "exp_avg_sq", "step")
 
 Bucket: TypeAlias = list[torch.nn.Parameter]
 State: TypeAlias = dict[str, torch.Tensor]

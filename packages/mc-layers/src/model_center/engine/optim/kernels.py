@@ -142,7 +142,7 @@ def _kinds(tensors: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[list[int
     """Yields the numbers of tensors that one launch takes, empty ones left out, and what the kernel is compiled for.
 
     Args:
-        tensors: Those that parameters or gradients are, and what belongs to each.
+        tensors: Parameters, or gradients alone, and then columns of what belongs to each of them.
     """
     kinds: dict[tuple[torch.dtype, bool], list[int]] = {}
     for number, (first, *others) in enumerate(zip(*tensors, strict=True)):
