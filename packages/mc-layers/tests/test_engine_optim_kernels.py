@@ -1,31 +1,20 @@
 """Kernels that go once over the memory of all parameters; without a GPU in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.testing import assert_close
+from triton_kernels import COMPILED, DEVICE, INTERPRETED, MARKS, run_interpreted, runs_kernels, starts_interpreter
 
 from model_center.engine import TorchEngine, tensors, use_engine
 from model_center.engine.optim import AdamOptimizer, clip_grad_norm
 
 pytest.importorskip("triton")
-COMPILED = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda" if COMPILED else "cpu")
-pytestmark = [pytest.mark.gpu] if COMPILED else []
-runs_kernels = pytest.mark.skipif(not (COMPILED or INTERPRETED), reason="runs in test_interpreted's process")
+pytestmark = MARKS
 
 
-@pytest.mark.skipif(COMPILED or INTERPRETED, reason="the kernel runs in this process")
+@starts_interpreter
 def test_interpreted() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "--no-header"]
-    result = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+    run_interpreted(__file__)
 
 
 SIZES = [2048, 5001, 1, 4096, 700]

@@ -1,28 +1,17 @@
 """The kernel that turns scores into the gradient of their cross entropy; without a GPU in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_kernels import DEVICE, INTERPRETED, MARKS, run_interpreted, runs_kernels, starts_interpreter
 
 pytest.importorskip("triton")
-COMPILED = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = torch.device("cuda" if COMPILED else "cpu")
-pytestmark = [pytest.mark.gpu] if COMPILED else []
-runs_kernels = pytest.mark.skipif(not (COMPILED or INTERPRETED), reason="runs in test_interpreted's process")
+pytestmark = MARKS
 
 
-@pytest.mark.skipif(COMPILED or INTERPRETED, reason="the kernel runs in this process")
+@starts_interpreter
 def test_interpreted() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "--no-header"]
-    result = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+    run_interpreted(__file__)
 
 
 @runs_kernels

@@ -101,8 +101,10 @@ class Seq2Seq(ProjectionHead):
             attention_mask: (batch, seq_enc), 0 at padding, instead of `length`; (batch, seq_enc, seq_enc), 0 where the
                 encoder's attention is not allowed; or an `AttentionMask`. Without both nothing is padding.
             decoder_attention_mask: (batch, total), 0 at padding, where total counts cached tokens, too; or a dense one
-                or an `AttentionMask`. The decoder sees earlier positions only, in any case.
-            head_mask: (num_encoder_layers, num_heads) or (num_heads,), factors of the encoder's heads.
+                or an `AttentionMask`, with `documents` if the encoder's has them. The decoder sees earlier positions
+                only, in any case.
+            head_mask: (num_encoder_layers, num_heads) or (num_heads,), factors of the encoder's heads; None where the
+                encoder is not run.
             decoder_head_mask: (num_decoder_layers, num_heads) or (num_heads,), factors of the decoder's heads.
             cross_attn_head_mask: likewise for the heads of its cross-attention.
             encoder_outputs: the encoder's hidden states (batch, seq_enc, dim_model), or an output object or tuple of
