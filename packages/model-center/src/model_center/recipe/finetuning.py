@@ -124,6 +124,7 @@ def finetune(config: FinetuneConfig, *, overwrite: bool = False, recorders: Sequ
     Raises:
         ValueError, OSError: something that the configuration names is missing, broken or does not fit. Nothing has
             been written then.
+        OSError: the run directory cannot be written to the end, e.g. because the disk is full.
     """
     return train(prepare(config, overwrite=overwrite), recorders=recorders)
 
