@@ -169,8 +169,13 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again(base: Pretrai
         pretrain(config)
     with pytest.raises(ValueError, match=r"resume and overwrite: .* give one of them"):
         pretrain(config, resume="auto", overwrite=True)
-    pretrain(config, resume="auto")
+    job = recipe.prepare_pretraining(config, resume_run=True)
+    assert "ended before its first checkpoint was whole: it begins again" in job.announcement
+    train(job)
     assert column(config.output, "step") == [1, 2, 3, 4, 5, 6]
+    again = recipe.prepare_pretraining(config, resume_run=True)
+    with again.data:
+        assert "begins again" not in again.announcement
 
 
 def test_what_a_run_tells(short: Path) -> None:

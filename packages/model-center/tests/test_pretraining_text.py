@@ -86,6 +86,17 @@ def test_what_is_there_is_used_again_and_nothing_else(text: Path, tmp_path: Path
         prepare_datasets(inputs, tmp_path, "train", name, max_length=8)
 
 
+def test_a_tokenizer_that_is_there_stays(text: Path, tmp_path: Path) -> None:
+    inputs = text_files(str(text / "*.txt"))
+    folder = Path(prepare_tokenizer("train:400", inputs, tmp_path, "bert"))
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    inputs[0].write_text("zebras quarrel over quinces\n" * 50)
+    for name, model_type in (("train:400", "bert"), ("train:300", "bert"), ("train:400", "gpt2")):
+        with pytest.raises(ValueError, match=r"holds a tokenizer of another text.*--data\.path, or delete it"):
+            prepare_tokenizer(name, inputs, tmp_path, model_type)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
+
+
 def test_tokenizers_that_cannot_be_trained(text: Path, tmp_path: Path) -> None:
     inputs = text_files(str(text / "*.txt"))
     assert prepare_tokenizer("bert-base-uncased", [], tmp_path, "bert") == "bert-base-uncased"

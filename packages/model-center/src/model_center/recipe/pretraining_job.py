@@ -59,6 +59,8 @@ class PretrainingJob:
     """What tensors will take of a GPU at most; None on a CPU, for which there is no prediction."""
     warning: str | None = None
     """What should be known before the run begins."""
+    begins_again: bool = False
+    """Whether going on was asked for, with a run that had no whole checkpoint yet."""
 
     @property
     def resume_from(self) -> Path | None:
@@ -100,6 +102,10 @@ class PretrainingJob:
         lines += [f"passed over a damaged checkpoint: {damage}" for damage in self.found.damaged]
         if self.resume_from is not None:
             lines.append(f"resumed after step {self.step} from {self.resume_from}")
+        if self.begins_again:
+            lines.append(
+                f"the run in {self.config.output} ended before its first checkpoint was whole: it begins again"
+            )
         if self.step == self.config.max_steps:
             lines.append("these are all steps of the run; it goes on with a larger max_steps")
         if self.warning is not None:
@@ -148,6 +154,7 @@ def prepare_pretraining(
     job = PretrainingJob(
         config, callbacks, overwrite, found, model, tokenizer, data, optimizer, scheduler, manager, watch
     )
+    job.begins_again = resume_run and overwrite
     job.warning = together(lambda: check_space(job) if engine.rank() == 0 else None)
     if engine.current_engine().device.type == "cuda" and engine.rank() == 0:
         job.predicted_memory_gib = predicted_peak(config, family, model_config, objective)

@@ -32,7 +32,8 @@ def train_tokenizer(
         The folder.
 
     Raises:
-        ValueError: The family has no tokenizer that can be trained here, or `size` is out of range.
+        ValueError: The family has no tokenizer that can be trained here, `size` is out of range, or the folder holds
+            another tokenizer, which stays.
     """
     if model_type not in _TRAINERS:
         raise ValueError(f"a tokenizer can be trained for {', '.join(_TRAINERS)}, not for {model_type}")
@@ -45,6 +46,11 @@ def train_tokenizer(
     note = folder / "training.json"
     if note.exists() and note.read_text() == described:
         return folder
+    if folder.exists():
+        raise ValueError(
+            f"{folder} holds a tokenizer of another text (or of files that have changed since), size or family, and a "
+            "run may need it: give another folder with --data.path, or delete it"
+        )
     with replacing(folder) as new:
         _TRAINERS[model_type](texts_of(inputs, options), size, new)
         (new / "training.json").write_text(described)
