@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.train_step.workloads import settings_of
 
 TOOLS = Path(__file__).resolve().parents[1]
 BATCH, LENGTH, WORDS, WIDTH, INNER, FEED_FORWARD, LAYERS = 4, 16, 200, 32, 32, 64, 2
@@ -38,3 +39,13 @@ def test_ours_and_a_peer_take_turns(tmp_path: Path) -> None:
         assert turns[0]["tokens"] == BATCH * LENGTH
     losses = [turns[-1]["loss"] for turns in results["turns"].values()]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_budgets_that_no_setting_takes() -> None:
+    assert list(settings_of(["ours", "ours-compiled-lean"], [0.9, 0.5])) == [
+        "ours",
+        "ours-compiled-lean 0.9",
+        "ours-compiled-lean 0.5",
+    ]
+    with pytest.raises(ValueError, match=r"--activation_budget needs a setting that has one.*not \['ours'\]"):
+        settings_of(["ours"], [0.9])

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from triton_kernels import COMPILED, DEVICE, INTERPRETED, MARKS, run_interpreted, runs_kernels, starts_interpreter
+from triton_kernels import COMPILED, DEVICE, INTERPRETED, run_interpreted, runs_kernels, starts_interpreter
 
 from model_center.engine import TorchEngine, tensors, use_engine
 from model_center.engine.optim import AdamOptimizer, clip_grad_norm
 
 pytest.importorskip("triton")
-pytestmark = MARKS
+pytestmark = [pytest.mark.gpu] if COMPILED else []
 
 
 @starts_interpreter

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_kernels import DEVICE, INTERPRETED, MARKS, run_interpreted, runs_kernels, starts_interpreter
+from triton_kernels import COMPILED, DEVICE, INTERPRETED, run_interpreted, runs_kernels, starts_interpreter
 
 pytest.importorskip("triton")
-pytestmark = MARKS
+pytestmark = [pytest.mark.gpu] if COMPILED else []
 
 
 @starts_interpreter

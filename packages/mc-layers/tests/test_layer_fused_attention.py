@@ -3,10 +3,6 @@
 On a GPU they are compiled; elsewhere a child process runs this same file with Triton's interpreter, on small tiles.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
+from triton_kernels import COMPILED, DEVICE, run_interpreted, runs_kernels, starts_interpreter
 
 from model_center.layer.attention_kernels import Packing, Scoring, attend_packed_reference, attend_reference
 from model_center.layer.attention_mask import AttentionMask
 
 pytest.importorskip("triton")
-COMPILED = torch.cuda.is_available()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LONGEST = 300 if COMPILED else 34
-DEVICE = torch.device("cuda" if COMPILED else "cpu")
 # The interpreter multiplies the bits of bfloat16 as if they were integers.
 TOLERANCES = {torch.float16: 2e-3} | ({torch.bfloat16: 1.5e-2} if COMPILED else {})
 pytestmark = [pytest.mark.gpu] if COMPILED else []
-runs_kernels = pytest.mark.skipif(not (COMPILED or INTERPRETED), reason="runs in test_interpreted's process")
 some = settings(
     max_examples=15 if COMPILED else 6,
     deadline=None,
@@ -38,14 +31,10 @@ some = settings(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COMPILED or INTERPRETED, reason="the kernels run in this process")
+@starts_interpreter
 def test_interpreted() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__)), "--no-header"]
     # Interpreted infinities warn where compiled ones do not.
-    command += ["-W", "ignore::RuntimeWarning"]
-    result = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
+    run_interpreted(__file__, "-W", "ignore::RuntimeWarning")
 
 
 @pytest.fixture

@@ -216,7 +216,9 @@ def test_a_full_disk_ends_in_one_message(
     with pytest.raises(SystemExit) as stopped:
         main(["finetune", f"--model.name={encoder}", *data, f"--output={tmp_path / 'run'}"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("model-center finetune: error: [Errno 28] No space left on device: ")
+    told = capsys.readouterr().err
+    assert told.startswith("model-center finetune: error: [Errno 28] No space left on device: ")
+    assert told.endswith("; make room there, then begin again with --overwrite\n")
     assert read_status(tmp_path / "run")["state"] == "failed"
 
 

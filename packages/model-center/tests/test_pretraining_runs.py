@@ -1,5 +1,6 @@
 """Whole pre-training runs of a tiny BERT: what may change when they go on, what they measure, what stops them."""
 
+import errno
 import json
 import math
 import shutil
@@ -20,6 +21,7 @@ from model_center import recipe
 from model_center.dataset import make_builder
 from model_center.engine.optim import AdamOptimizer
 from model_center.model.base import BaseModel
+from model_center.model.safetensors_writer import SafetensorsWriter
 from model_center.recipe import Callbacks, OptimizerOptions, PretrainConfig, PretrainingJob, pretrain
 from model_center.recipe.callbacks import MicroBatch
 from model_center.recipe.cli import main
@@ -354,6 +356,24 @@ def test_samples_outside_the_vocabulary(bad_corpus: PretrainConfig, capsys: pyte
     error = failure(capsys, bad_corpus)
     assert "holds the id 99, but the ids of the model and its tokenizer are 0 to 16" in error
     assert error.startswith("model-center pretrain: error: step 0: ")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk(
+    base: PretrainConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    asynchronous: bool,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SafetensorsWriter, "add", fail)
+    checkpoints = replace(base.checkpoints, asynchronous=asynchronous)
+    error = failure(capsys, replace(base, output=str(tmp_path / "run"), checkpoints=checkpoints))
+    assert error.startswith("model-center pretrain: error: cannot write model.safetensors of checkpoint ")
+    assert error.endswith("No space left on device; make room there, then go on with --resume auto")
 
 
 def test_another_tokenizers_corpus(base: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,8 +156,14 @@ SETTINGS = {
 
 
 def settings_of(names: Iterable[str], budgets: Sequence[float]) -> dict[str, Setting]:
-    """Settings by name; with `budgets`, one for each of these takes the place of a setting that has a budget."""
-    found = {}
+    """Settings by name; with `budgets`, one for each of these takes the place of a setting that has a budget.
+
+    Raises:
+        ValueError: There are budgets, but none of the settings has one.
+    """
+    names, found = list(names), {}
+    if budgets and all(SETTINGS[name].activation_budget is None for name in names):
+        raise ValueError(f"--activation_budget needs a setting that has one, such as ours-compiled-lean, not {names}")
     for name in names:
         setting = SETTINGS[name]
         if setting.activation_budget is None or not budgets:

@@ -1,5 +1,6 @@
 """What the commands share: which errors are the user's to mend, interruption, and the lines at a run's end."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,16 @@ def preparing(console: Console, doing: str) -> Iterator[None]:
         raise UserError(str(error)) from error
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"interrupted before {doing.lower()} was done; nothing was written") from error
+
+
+def error_of_run(error: Exception, how_to_go_on: str) -> UserError:
+    """Return what is told of an error that ended a run; if that was a full disk, with what to do then."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(f"{error}; make room there, then {how_to_go_on}")
+        cause = cause.__cause__
+    return UserError(str(error))
 
 
 def say_interrupted(message: str) -> int:

@@ -17,7 +17,7 @@ from model_center.model import BaseModel, EncoderLM
 from model_center.tokenizer import load_tokenizer
 
 from .classifier import EncoderClassifier, HeadConfig
-from .commands import OK, UserError, preparing, print_lines, say_interrupted
+from .commands import OK, error_of_run, preparing, print_lines, say_interrupted
 from .configuration import require
 from .evaluation import evaluate, make_loader
 from .finetune_configuration import FinetuneConfig
@@ -100,7 +100,7 @@ def run(config: FinetuneConfig, console: Console, *, overwrite: bool) -> int:
     except KeyboardInterrupt:
         return say_interrupted(f"interrupted; {job.config.output} holds the metrics and checkpoints so far")
     except OSError as error:
-        raise UserError(str(error)) from error
+        raise error_of_run(error, "begin again with --overwrite") from error
     best, run = result.best, result.run
     baseline = f"always the commonest answer: {best.baseline:.1%}"
     lines = {

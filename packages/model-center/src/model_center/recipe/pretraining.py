@@ -18,7 +18,7 @@ from .anomalies import TrainingStoppedError, Verdict, report_batch
 from .callbacks import Callbacks, MicroBatch, SummedLoss, cross_entropy
 from .checkpoint_files import step_name
 from .checkpoints import CheckpointStore
-from .commands import OK, RunInterrupted, UserError, preparing, print_lines
+from .commands import OK, RunInterrupted, error_of_run, preparing, print_lines
 from .measuring import measure
 from .metrics import JsonLines, Recorder, StepMetrics, TensorBoard, ValidationMetrics, recording
 from .plot import Plot
@@ -89,7 +89,7 @@ def run(config: PretrainConfig, console: Console, *, overwrite: bool, resume: Re
     try:
         result = train(job, console=console)
     except (TrainingStoppedError, SampleError, IndexedDatasetError, OSError) as error:
-        raise UserError(str(error)) from error
+        raise error_of_run(error, "go on with --resume auto") from error
     texts = texts_of(result.summary)
     lines = {name: text for name in SHOWN if (text := texts[name])}
     if result.validations:
