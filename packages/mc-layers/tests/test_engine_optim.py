@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_center import engine as bmt
+from model_center.engine import tensors
 from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer
 from model_center.engine.optim import adam as adam_module
 
@@ -370,3 +371,17 @@ def test_parameters_of_no_floating_point_type_are_an_error() -> None:
     whole = torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"`params` must be of floating-point types, but there are some of torch.int8"):
         AdamOptimizer([whole])
+
+
+def test_old_gpus_have_no_kernels_which_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    capability = {"cuda:7": (7, 5), "cuda:8": (9, 0)}
+    monkeypatch.setattr(tensors, "has_triton", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[str(device)])
+    for _ in range(2):
+        assert not tensors.runs_triton(torch.device("cuda:7"))
+        assert tensors.runs_triton(torch.device("cuda:8"))
+    tensors.runs_triton.cache_clear()
+    (record,) = caplog.records
+    assert "PyTorch's operations on cuda:7, because the GPU's compute capability is 7.5" in record.getMessage()

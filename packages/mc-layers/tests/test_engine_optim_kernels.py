@@ -81,7 +81,7 @@ def test_with_and_without_the_kernels(dtype: torch.dtype, monkeypatch: pytest.Mo
     """The same training by the kernels and by PyTorch's multi-tensor operations."""
     results = []
     for there in (True, False):
-        monkeypatch.setattr(tensors, "has_triton", lambda there=there: there)
+        monkeypatch.setattr(tensors, "runs_triton", lambda _, there=there: there)
         with use_engine(TorchEngine(DEVICE)):
             torch.manual_seed(0)
             shapes = [(80, 100), (33,), (70, 64)]

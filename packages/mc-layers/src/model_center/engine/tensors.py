@@ -1,6 +1,7 @@
 """Lists of tensors, as PyTorch's multi-tensor kernels want them."""
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from functools import cache
 from typing import TypeVar, cast
@@ -9,17 +10,40 @@ import torch
 
 TensorT = TypeVar("TensorT", bound=torch.Tensor)
 
+_OLDEST_GPU = (8, 0)
+_logger = logging.getLogger(__name__)
+
 
 def fits_one_pass(*tensors: torch.Tensor) -> bool:
     """Whether kernels that go once over memory take these, the first of which is of half precision."""
-    suits = tensors[0].is_cuda and tensors[0].itemsize == 2 and has_triton()
+    suits = tensors[0].is_cuda and tensors[0].itemsize == 2 and runs_triton(tensors[0].device)
     return suits and all(tensor.is_cuda and tensor.is_contiguous() for tensor in tensors)
 
 
 @cache
+def runs_triton(device: torch.device) -> bool:
+    """Whether optimizers and losses have kernels of ours on a GPU. If not, it is logged once why."""
+    obstacle = triton_obstacle(device)
+    if obstacle is not None:
+        _logger.warning("optimizers and losses take PyTorch's operations on %s, because %s", device, obstacle)
+    return obstacle is None
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """What keeps Triton's kernels from running on a GPU."""
+    if torch.version.hip is not None:
+        return "the GPU is not one of NVIDIA's"
+    if not has_triton():
+        return "the package triton is not installed"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _OLDEST_GPU:
+        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, less than 8.0"
+    return None
+
+
 def has_triton() -> bool:
-    """Whether Triton's kernels can run on GPUs here."""
-    return torch.version.hip is None and importlib.util.find_spec("triton") is not None
+    """Whether the package is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def group_by_kind(tensors: Sequence[TensorT]) -> list[list[TensorT]]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model_center.engine.tensors import has_triton
+from model_center.engine.tensors import runs_triton
 from model_center.layer import Embedding, Linear
 
 IGNORED = -100
@@ -194,7 +194,7 @@ def _turn_into_gradient(scores: Tensor, labels: Tensor, scale: float) -> Tensor:
 
 
 def _has_kernel(scores: Tensor) -> bool:
-    return scores.is_cuda and scores.itemsize == 2 and has_triton()
+    return scores.is_cuda and scores.itemsize == 2 and runs_triton(scores.device)
 
 
 def _sum(total: Tensor | None, part: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from model_center.engine.tensors import has_triton
+from model_center.engine.tensors import has_triton, triton_obstacle
 
 _HALF_TYPES = (torch.float16, torch.bfloat16)
-_OLDEST_GPU = (8, 0)
 _LARGEST_HEAD = 128
 
 _logger = logging.getLogger(__name__)
@@ -56,13 +55,10 @@ def _suit(device: torch.device, dtype: torch.dtype, dim_head: int) -> bool:
 
 @cache
 def _obstacle(device: torch.device, dtype: torch.dtype, dim_head: int) -> str | None:
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type != "cuda":
         return f"the device is {device.type}, not an NVIDIA GPU"
-    if not has_triton():
-        return "the package triton is not installed"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < _OLDEST_GPU:
-        return f"the GPU's compute capability is {capability[0]}.{capability[1]}, less than 8.0"
+    if (obstacle := triton_obstacle(device)) is not None:
+        return obstacle
     if dtype not in _HALF_TYPES:
         return f"the data type is {dtype}, neither float16 nor bfloat16"
     if dim_head > _LARGEST_HEAD:
