@@ -58,10 +58,17 @@ def test_use_engine_puts_everything_back_also_after_an_error(monkeypatch: pytest
     torch.use_deterministic_algorithms(False)
 
 
-def test_a_process_ends_in_silence() -> None:
-    script = "from model_center import engine; engine.init_distributed(deterministic=True)"
+def test_settings_are_put_back_before_a_process_ends() -> None:
+    """Later, modules are gone, and what puts settings back would fail."""
+    script = """
+import atexit, torch
+atexit.register(lambda: print(torch.are_deterministic_algorithms_enabled()))  # runs after what is registered later
+from model_center import engine
+engine.init_distributed(deterministic=True)
+print(torch.are_deterministic_algorithms_enabled())
+"""
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "True\nFalse\n", "")
 
 
 def test_a_repeatable_workspace_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:

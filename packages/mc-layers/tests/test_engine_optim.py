@@ -384,4 +384,4 @@ def test_old_gpus_have_no_kernels_which_is_told_once(
         assert tensors.runs_triton(torch.device("cuda:8"))
     tensors.runs_triton.cache_clear()
     (record,) = caplog.records
-    assert "PyTorch's operations on cuda:7, because the GPU's compute capability is 7.5" in record.getMessage()
+    assert "without their fast kernels on cuda:7, because the GPU's compute capability is 7.5" in record.getMessage()

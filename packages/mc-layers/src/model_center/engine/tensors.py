@@ -25,7 +25,7 @@ def runs_triton(device: torch.device) -> bool:
     """Whether optimizers and losses have kernels of ours on a GPU. If not, it is logged once why."""
     obstacle = triton_obstacle(device)
     if obstacle is not None:
-        _logger.warning("optimizers and losses take PyTorch's operations on %s, because %s", device, obstacle)
+        _logger.warning("optimizers and losses run without their fast kernels on %s, because %s", device, obstacle)
     return obstacle is None
 
 

@@ -117,6 +117,13 @@ _ARGUMENTS = (
     "Tensor? bounds, Tensor? cumulative, Tensor? seed, SymInt longest, bool is_causal, float scale, float dropout_p"
 )
 """What `KernelCall` takes, as both operators pass it on."""
+_NAMES = [declared.split()[-1] for declared in _ARGUMENTS.split(", ")]
+
+
+def _packing(*arguments: Any) -> tuple[Any, Any]:
+    """Return `cumulative` and `longest` of what `_ARGUMENTS` declares; more may follow."""
+    named = dict(zip(_NAMES, arguments, strict=False))
+    return named["cumulative"], named["longest"]
 
 
 @torch.library.custom_op("model_center::attention", mutates_args=(), schema=f"({_ARGUMENTS}) -> (Tensor, Tensor)")
@@ -143,8 +150,8 @@ def _attention_backward(gradient: Tensor, output: Tensor, log_sum: Tensor, *othe
 
 
 @_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    cumulative, longest = others[5], others[7]
+def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    cumulative, longest = _packing(query, *others)
     sequences, len_q = (query.shape[0], query.shape[1]) if cumulative is None else (cumulative.shape[0] - 1, longest)
     log_sum = query.new_empty(sequences, query.shape[2], len_q, dtype=torch.float32)
     return query.new_empty(query.shape), log_sum
@@ -185,12 +192,12 @@ def _(gradient: Any, output: Any, log_sum: Any, *arguments: Any, **_: Any) -> in
     return 5 * _operations_of_a_product(*arguments)
 
 
-def _operations_of_a_product(query: torch.Size, key: torch.Size, value: torch.Size, *others: Any) -> int:  # noqa: ARG001
+def _operations_of_a_product(query: torch.Size, key: torch.Size, *others: Any) -> int:
     """Count one product for every pair of a query and a key, as PyTorch does: also pairs that are masked.
 
     Packed sequences count as if each were the longest one, since a shape does not tell how long they are.
     """
-    cumulative, longest = others[5], others[7]
+    cumulative, longest = _packing(query, key, *others)
     keys: int = key[1] if cumulative is None else longest
     return 2 * query.numel() * keys
 
@@ -228,6 +235,7 @@ class KernelCall:
         self.bias = query if bias is None else F.pad(bias, (MARGIN.value, MARGIN.value))
         mask = groups if key_mask is None else key_mask.view(torch.uint8)
         self.selectors = tuple(query if x is None else x for x in (key_lengths, mask, bounds, cumulative, seed))
+        self.cumulative = query if cumulative is None else cumulative
         mask_strides = (0, 0) if mask is None else mask.expand(self.sequences, -1).stride()
         self.more_strides = (self.bias.stride(0), *mask_strides)
         self.factors = (scale, dropout_p)
@@ -273,7 +281,7 @@ class KernelCall:
             output,
             gradient,
             delta,
-            self.selectors[3],
+            self.cumulative,
             *_strides(output, gradient),
             self.len_q,
             self.heads,
