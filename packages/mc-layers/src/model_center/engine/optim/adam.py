@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -10,6 +9,7 @@ from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
 from model_center.engine.current import current_engine
+from model_center.engine.optim.adam_state import AdamState
 from model_center.engine.optim.loss_scale import LossScaler
 from model_center.engine.tensors import fits_one_pass, group_by_kind
 
@@ -18,34 +18,10 @@ INITIAL_LOSS_SCALE = 65536.0
 # gradients take little memory and transfers to the host overlap with updates there.
 BUCKET_ELEMENTS = 2**24
 
-# Of each parameter group; what PyTorch adds by itself is not ours to ask for.
-_OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
-
 Bucket: TypeAlias = list[torch.nn.Parameter]
-State: TypeAlias = dict[str, torch.Tensor]
-ReadShard: TypeAlias = Callable[[int, str, range], torch.Tensor | None]
 
 
-@dataclass(frozen=True)
-class Shard:
-    """What one process holds of one tensor of an optimizer's state.
-
-    Attributes:
-        index: Number of the parameter, as PyTorch counts in `state_dict`.
-        name: "exp_avg", "exp_avg_sq", "master" or "step".
-        start: Where `tensor` begins in the flattened whole.
-        shape: Shape of the whole.
-        tensor: The elements from there on, one-dimensional.
-    """
-
-    index: int
-    name: str
-    start: int
-    shape: tuple[int, ...]
-    tensor: torch.Tensor
-
-
-class AdamOptimizer(torch.optim.Optimizer):
+class AdamOptimizer(AdamState):
     """Adam with decoupled weight decay (AdamW) and float32 arithmetic.
 
     Float16 and bfloat16 parameters keep float32 masters in the optimizer's state; updates happen there and are rounded
@@ -140,135 +116,6 @@ class AdamOptimizer(torch.optim.Optimizer):
         engine.after_update()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """Moments, masters, options and loss scale: all that training needs to go on bit by bit.
-
-        With several processes all must call it. It is complete on rank 0, holds whole tensors, and fits any number of
-        processes; on the other ranks there are no tensors in it.
-        """
-        engine = current_engine()
-        parameters = self._parameters()
-        state: dict[int, State] = {}
-        if engine.world_size == 1:
-            for index, held in super().state_dict()["state"].items():
-                state[index] = {
-                    name: tensor if name == "step" else engine.whole(parameters[index], tensor)
-                    for name, tensor in held.items()
-                }
-            return {**self.options(), "state": state}
-        for index, (parameter, step) in enumerate(zip(parameters, self._steps_anywhere(), strict=True)):
-            if step < 0:
-                continue
-            # A process that holds nothing of a parameter has no state of it, but must help to gather it.
-            held = self.state.get(parameter) or self._new_state(parameter)
-            whole = {name: engine.whole(parameter, tensor) for name, tensor in held.items() if name != "step"}
-            if engine.rank == 0:  # and not left on the GPU
-                state[index] = {name: tensor.cpu() for name, tensor in whole.items()}
-                state[index]["step"] = torch.tensor(step)
-        return {**self.options(), "state": state}
-
-    def options(self) -> dict[str, Any]:
-        """What `state_dict` returns, without the tensors: JSON can hold it, and it is the same on every process."""
-        groups = super().state_dict()["param_groups"]
-        return {"param_groups": groups, "loss_scale": self.scaler.state_dict()}
-
-    def shards(self) -> Iterator[Shard]:
-        """The state that this process holds, without communication and without copying."""
-        engine = current_engine()
-        for index, parameter in enumerate(self._parameters()):
-            held = engine.held_range(parameter)
-            state = self.state.get(parameter) if held else None
-            for name, tensor in (state or {}).items():
-                if name == "step":
-                    yield Shard(index, name, 0, (), tensor.view(1))
-                else:
-                    yield Shard(index, name, held.start, tuple(engine.whole_shape(parameter)), tensor.flatten())
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned, also from the other of the two Adam optimizers.
-
-        Args:
-            state_dict: The state, complete on every process. It may lie on any device or be mapped; it is copied.
-
-        Raises:
-            ValueError: If it is not of such an optimizer or its groups and shapes are not those of this one; nothing is
-                changed then.
-        """
-        engine = current_engine()
-        parameters = self._parameters()
-
-        def read(index: int, name: str, held: range) -> torch.Tensor | None:
-            saved: State = state_dict["state"].get(index, {})
-            if name not in saved:
-                return None
-            expected = () if name == "step" else tuple(engine.whole_shape(parameters[index]))
-            if (shape := tuple(saved[name].shape)) != expected:
-                raise ValueError(
-                    f"the state `{name}` of parameter {index} must be of shape {expected}, but is of shape {shape}"
-                )
-            return saved[name].reshape(-1)[held.start : held.stop]
-
-        self.load_shards(state_dict, read)
-
-    @torch.no_grad()
-    def load_shards(self, options: Mapping[str, Any], read: ReadShard) -> None:
-        """Restores state shard by shard, without communication.
-
-        Args:
-            options: What `options` returned.
-            read: Called with the number of a parameter, the name of a state and the range of the flattened whole state
-                that this process holds; returns that range of it (on any device, copied here), or None if there is no
-                such state.
-
-        Raises:
-            ValueError: If `options` are not of such an optimizer, its groups are not those of this one, or a state is
-                missing or of another size; nothing is changed then.
-        """
-        groups = options["param_groups"]
-        if lacking := [name for group in groups for name in _OPTIONS if name not in group]:
-            raise ValueError(f"the state is not that of {type(self).__name__}: its groups lack `{lacking[0]}`")
-        sizes = [len(group["params"]) for group in self.param_groups]
-        if (found := [len(group["params"]) for group in groups]) != sizes:
-            raise ValueError(f"the state must be of parameter groups of {sizes} parameters, but is of {found}")
-        restored: dict[torch.Tensor, State] = {}
-        for index, parameter in enumerate(self._parameters()):
-            step = read(index, "step", range(1))
-            if step is not None:
-                restored[parameter] = self._restored(parameter, index, step, read)
-        # PyTorch would convert all state, masters too, to each parameter's type: it gets the groups only.
-        super().load_state_dict({"state": {}, "param_groups": groups})
-        self.state.update(restored)
-        if "loss_scale" in options:
-            self.scaler = LossScaler(**options["loss_scale"])
-
-    def _restored(self, parameter: torch.nn.Parameter, index: int, step: torch.Tensor, read: ReadShard) -> State:
-        held = current_engine().held_range(parameter)
-        state = self._new_state(parameter)
-        state["step"].copy_(step.view(()))
-        for name, tensor in state.items():
-            if name == "step" or not held:
-                continue
-            saved = read(index, name, held)
-            if saved is None and name == "master":
-                continue  # saved with float32 parameters: they are the masters, and may have been loaded
-            if saved is None:
-                raise ValueError(f"the state must have `{name}` of parameter {index}, whose other parts are there")
-            if saved.numel() != len(held):
-                found = f"must have {len(held)} elements here, but has {saved.numel()}"
-                raise ValueError(f"the state `{name}` of parameter {index} {found}")
-            tensor.copy_(saved.view(tensor.shape))
-        return state
-
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        """All parameters in the order in which an optimizer's state numbers them."""
-        return [parameter for group in self.param_groups for parameter in group["params"]]
-
-    def _steps_anywhere(self) -> list[float]:
-        """The step that each parameter's state has reached on any process; -1 where none has state."""
-        held = [self.state.get(parameter) for parameter in self._parameters()]
-        steps = torch.tensor([float(state["step"]) if state else -1.0 for state in held])
-        return current_engine().all_reduce(steps, "max").tolist()
-
     def _update_in_one_pass(self, group: dict[str, Any], scale: float) -> Bucket:
         """Updates the parameters of a group that one kernel takes; returns the others that have a gradient."""
         local = current_engine().local
@@ -291,12 +138,6 @@ class AdamOptimizer(torch.optim.Optimizer):
             options = {name: group[name] for name in ("betas", "eps", "weight_decay")}
             kernels.update(*zip(*operands, strict=True), lr=_rate(group), scale=scale, **options)
         return others
-
-    def _state_of(self, parameter: torch.nn.Parameter) -> State:
-        if not self.state[parameter]:
-            self.state[parameter] = self._new_state(parameter)
-        state: State = self.state[parameter]
-        return state
 
     def _update_bucket(
         self, group: dict[str, Any], bucket: Bucket, gradients: list[torch.Tensor], scale: float
@@ -340,23 +181,6 @@ class AdamOptimizer(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-    def _new_state(self, parameter: torch.nn.Parameter) -> State:
-        device = self._state_device(parameter)
-        held = current_engine().local(parameter.detach())
-        dtype = torch.promote_types(parameter.dtype, torch.float32)
-        state = {
-            "step": torch.zeros((), device=device),
-            "exp_avg": torch.zeros_like(held, dtype=dtype, device=device),
-            "exp_avg_sq": torch.zeros_like(held, dtype=dtype, device=device),
-        }
-        if dtype != parameter.dtype or device != parameter.device:
-            state["master"] = held.to(device, dtype, copy=True)
-        return state
-
-    def _state_device(self, parameter: torch.nn.Parameter) -> torch.device:
-        """Where the moments and the master of a parameter are kept and updated."""
-        return parameter.device
 
     def _fetch(self, buckets: list[Bucket]) -> Iterator[list[torch.Tensor]]:
         """The gradients of each bucket, on the device of the state."""
