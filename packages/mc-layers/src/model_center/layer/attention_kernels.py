@@ -224,7 +224,7 @@ def _takes_varlen(query: Tensor, scoring: Scoring) -> bool:
     """Whether PyTorch's kernel for packed sequences computes this."""
     return (
         query.is_cuda
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)  # what FlashAttention needs, not our kernels
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 256
