@@ -6,6 +6,7 @@ They run under any engine (`model_center.engine`) and never name a device or a p
 
 from importlib.metadata import version
 
+from model_center.layer.activations import ACTIVATIONS
 from model_center.layer.attention import Attention
 from model_center.layer.attention_mask import AttentionMask
 from model_center.layer.blocks import (
@@ -17,7 +18,7 @@ from model_center.layer.blocks import (
 )
 from model_center.layer.cache import KeyValueCache
 from model_center.layer.embedding import Embedding
-from model_center.layer.feedforward import ACTIVATIONS, DenseACT, DenseGatedACT, FeedForward
+from model_center.layer.feedforward import DenseACT, DenseGatedACT, FeedForward
 from model_center.layer.layernorm import LayerNorm
 from model_center.layer.linear import Linear
 from model_center.layer.module import Module

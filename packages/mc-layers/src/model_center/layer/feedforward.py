@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model_center.layer.activations import ACTIVATIONS
 from model_center.layer.checks import check_choice, check_last_dim, check_positive, check_probability
 from model_center.layer.linear import Linear
 from model_center.layer.module import Module
 from model_center.layer.options import DropoutOptions, PrecisionOptions, ScaleOptions, select
-
-ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
-    "relu": torch.nn.ReLU,
-    "gelu": torch.nn.GELU,
-    "gelu_new": lambda: torch.nn.GELU(approximate="tanh"),
-    "gelu_tanh": lambda: torch.nn.GELU(approximate="tanh"),
-    "silu": torch.nn.SiLU,
-}
-"""Activations by name. `gelu` is the exact form with the error function, `gelu_new` its tanh approximation."""
 
 GATED = "gated_"
 """In front of an activation's name: multiply the activated projection with a second, linear one (Shazeer 2020)."""
