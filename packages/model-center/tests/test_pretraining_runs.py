@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from strict_json import strict_loads
 from torch import Tensor
 
 from model_center import recipe
@@ -71,7 +72,7 @@ def resumed(base: PretrainConfig, short: Path, tmp_path: Path) -> PretrainConfig
 
 def records(output: str | Path, kind: str = "train") -> list[dict[str, Any]]:
     lines = (Path(output) / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    return [record for record in map(strict_loads, lines) if record["kind"] == kind]
 
 
 def column(output: str | Path, name: str) -> list[float]:
@@ -294,6 +295,24 @@ def test_a_batch_whose_loss_is_no_number(
     assert (report["action"], report["loss"]) == (policy, "nan")
     assert sorted(report["samples"]) == expected
     assert recipe.read_status(output)["result"]["anomalies"] == 1
+    if policy == "skip":
+        assert column(output, "loss")[step - 1] is None
+
+
+def test_numbers_that_are_none_are_null_in_all_files_and_a_run_goes_on_after_them(
+    base: PretrainConfig, tmp_path: Path
+) -> None:
+    class Diverged(Callbacks):
+        def summed_loss(self, model: BaseModel, batch: MicroBatch) -> Tensor:
+            return super().summed_loss(model, batch) * (1.0 if model.training else math.nan)
+
+    config = replace(base, output=str(tmp_path / "run"), max_steps=3)
+    pretrain(config, callbacks=Diverged())
+    assert [(record["loss"], record["perplexity"]) for record in records(config.output, "validation")] == [(None, None)]
+    assert strict_loads((tmp_path / "run" / "status.json").read_text())["result"]["final_loss"] is None
+    result = pretrain(replace(config, max_steps=6), resume="auto", callbacks=Diverged())
+    assert [record["loss"] for record in records(config.output, "validation")] == [None, None]
+    assert [math.isnan(validation.loss) for validation in result.validations] == [True, True]
 
 
 def test_there_must_be_a_checkpoint_to_rewind_to(base: PretrainConfig, tmp_path: Path) -> None:

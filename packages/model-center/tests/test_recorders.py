@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 from rich.console import Console
+from strict_json import strict_loads
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from model_center.recipe.metrics import (
@@ -118,6 +120,35 @@ def test_json_lines_go_on_after_a_resume_without_what_came_after_the_checkpoint(
     assert records[2]["perplexity"] == pytest.approx(math.exp(records[2]["loss"]))
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_null_and_read_as_nan(tmp_path: Path, loss: float) -> None:
+    path = tmp_path / "metrics.jsonl"
+    scores = {"accuracy": math.nan, "macro_f1": 0.7}
+    for resumed_after in (None, 9):  # the second time what the file holds is written again
+        recorder = JsonLines(path, resumed_after=resumed_after)
+        if resumed_after is None:
+            recorder.record(replace(pretraining_step(1, loss), gradient_norm=loss))
+            recorder.record(replace(evaluation(1), loss=loss, scores=scores))
+        recorder.close()
+        first, last = map(strict_loads, path.read_text().splitlines())
+        assert first["loss"] is first["gradient_norm"] is last["loss"] is last["scores"]["accuracy"] is None
+        assert (first["seconds"], last["score"], last["scores"]["macro_f1"]) == (0.5, 0.75, 0.7)
+        assert "memory_gib" in first
+        train, evaluated = read_metrics(path)
+        for value in (train["loss"], train["gradient_norm"], evaluated["loss"], evaluated["scores"]["accuracy"]):
+            assert math.isnan(value)
+
+
+def test_files_with_names_of_numbers_are_read_and_made_valid(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "validation", "step": 1, "loss": NaN, "tokens": 3, "perplexity": Infinity}\n')
+    (record,) = read_metrics(path)
+    assert math.isnan(record["loss"])
+    assert record["perplexity"] == math.inf
+    JsonLines(path, resumed_after=1).close()
+    assert strict_loads(path.read_text())["loss"] is None
+
+
 def test_a_new_run_does_not_go_on_in_an_old_file(tmp_path: Path) -> None:
     for number in (1, 2):
         recorder = JsonLines(tmp_path / "metrics.jsonl")
@@ -174,14 +205,19 @@ def test_plot_of_any_length(tmp_path: Path, steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 200])
-def test_plot_of_pretraining(tmp_path: Path, steps: int) -> None:
+def test_plot_of_pretraining(tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
     recorder = JsonLines(tmp_path / "metrics.jsonl")
     for number in range(1, steps + 1):
         recorder.record(pretraining_step(number, math.nan if number == 50 else None))
         if number % 40 == 0:
-            recorder.record(ValidationMetrics(step=number, loss=1.1 / number, tokens=10))
+            loss = math.nan if number == 40 else 1.1 / number
+            recorder.record(ValidationMetrics(step=number, loss=loss, tokens=10))
     recorder.close()
+    monkeypatch.setattr(Axes, "annotate", lambda axes, text, *rest, **options: notes.append(text))
     plot_run(tmp_path / "metrics.jsonl", tmp_path / "plot.png", "a run")
+    best = [f"best {1.1 / 200:.3f} (perplexity {math.exp(1.1 / 200):.4g})"]
+    assert notes == (best if steps == 200 else [])
     picture = imread(tmp_path / "plot.png")
     assert picture.shape == (1350, 1500, 4)
     assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20

@@ -1,5 +1,4 @@
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 from safetensors.torch import load_file
+from strict_json import strict_loads
 
 from model_center.recipe.cli import main
 from model_center.recipe.metrics import JsonLines, StepMetrics, ValidationMetrics
@@ -106,12 +106,8 @@ def test_crashed_and_running_runs(tmp_path: Path) -> None:
 
 def test_json_is_valid_and_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pretrain(tmp_path / "a")
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
     assert main(["report", "--json", str(tmp_path / "a")]) == 0
-    (found,) = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    (found,) = strict_loads(capsys.readouterr().out)
     assert found["run"] == str(tmp_path / "a")
     assert found["best_loss"] == pytest.approx(2.925)
     assert found["final_loss"] is None

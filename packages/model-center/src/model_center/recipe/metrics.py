@@ -12,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from model_center.engine import atomic_write
 
+from .valid_json import valid_json
+
 LARGEST_EXPONENT = 709
 """The exponential of anything larger is infinite in 64 bits."""
 
@@ -133,16 +135,20 @@ class JsonLines:
             kept = (record for record in read_metrics(path) if record["step"] <= resumed_after)
             with atomic_write(path) as file:
                 for record in kept:
-                    file.write((json.dumps(record) + "\n").encode())
+                    file.write(_line(record).encode())
         self.file = path.open("w" if resumed_after is None else "a", encoding="utf-8", buffering=1)
 
     def record(self, metrics: Metrics) -> None:
-        """Append one line; what is not known is left out."""
-        self.file.write(json.dumps({"kind": metrics.kind, **known_of(metrics)}) + "\n")
+        """Append one line; what is not known is left out, and what is no number (NaN, an infinity) is null."""
+        self.file.write(_line({"kind": metrics.kind, **known_of(metrics)}))
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return valid_json(record) + "\n"
 
 
 class TensorBoard:
@@ -186,11 +192,18 @@ def recording(*recorders: Recorder) -> Iterator[Callable[[Metrics], None]]:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a `metrics.jsonl`; a last line cut short by a killed process is left out."""
+    """Yield the records of a `metrics.jsonl`, with NaN for null; a last line that was cut short is left out.
+
+    A killed process leaves such a line. Files that name NaN and infinities, which is no JSON, are read as well.
+    """
     with path.open(encoding="utf-8") as file:
         for line in file:
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield json.loads(line, object_hook=_with_nan)
+
+
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in record.items()}
 
 
 def valid_records(path: Path) -> list[dict[str, Any]]:

@@ -153,8 +153,8 @@ def _draw_loss(axes: Axes, training: Records, validations: Records) -> None:
     axes.set_ylim(*_loss_limits(np.append(trend, _column(validations, "loss"))))
     axes.set(title="Cross-entropy loss")
     axes.legend(frameon=False, loc="upper right")
-    if validations:
-        best = min(validations, key=lambda record: record["loss"])
+    if finite := [record for record in validations if np.isfinite(record["loss"])]:
+        best = min(finite, key=lambda record: record["loss"])
         _annotate(axes, best, "loss", f"best {best['loss']:.3f} (perplexity {np.exp(best['loss']):.4g})")
 
 

@@ -1,6 +1,5 @@
 """`model-center report`: runs side by side in a table and a plot, whether finished, running or crashed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from .configuration import ReportConfig
 from .metrics import valid_records
 from .progress import RECENT_STEPS, count, duration, operations
 from .run_directory import RunDirectory, read_status
+from .valid_json import valid_json
 
 LAST_SHARE = 50
 """The final training loss is the mean of this part (one in so many) of the steps."""
@@ -181,11 +181,7 @@ def _seconds_left(training: Sequence[Mapping[str, Any]], max_steps: Any) -> floa
 
 def as_json(summaries: Sequence[RunSummary]) -> str:
     """Return the summaries as a JSON list, with null for what is not known or no number."""
-    rows = [
-        {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in each}
-        for each in (asdict(summary).items() for summary in summaries)
-    ]
-    return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)
+    return valid_json([asdict(summary) for summary in summaries], indent=2, ensure_ascii=False)
 
 
 def table_of(summaries: Sequence[RunSummary]) -> Table:

@@ -28,6 +28,7 @@ from typing import Any, Literal
 from model_center.engine import atomic_write
 
 from .checkpoint_files import LOCK_NAME, is_locked, lock, publish, writing_directory
+from .valid_json import valid_json
 
 FORMAT_VERSION = 1
 State = Literal["running", "interrupted", "failed", "finished"]
@@ -77,9 +78,9 @@ class RunDirectory:
             shutil.copytree(self.checkpoint("last"), directory, dirs_exist_ok=True)
 
     def set_state(self, state: State, **details: Any) -> None:
-        """Record the run's state, and whatever else is known about it, in status.json."""
+        """Record the run's state, and whatever else is known about it, in status.json; what is no number is null."""
         self.status |= {"state": state, "updated": _now()} | details
-        write_text(status_file(self.path), json.dumps(self.status, indent=2) + "\n")
+        write_text(status_file(self.path), valid_json(self.status, indent=2) + "\n")
 
 
 class UnwrittenRun(RunDirectory):

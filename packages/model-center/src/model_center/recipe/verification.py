@@ -1,12 +1,10 @@
 """`model-center verify`: whether a checkpoint is what a Transformers directory is, and where it is not."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from .commands import OK, preparing, print_lines
 from .configuration import require
 from .run_directory import PACKAGES, write_text
 from .stored_models import StoredModel, open_stored
+from .valid_json import valid_json
 from .verification_checks import (
     Check,
     Measure,
@@ -80,9 +79,7 @@ class Certificate:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, "passed": self.passed, **asdict(self)}
         for check, written in zip(self.checks, content["checks"], strict=True):
             written["passed"] = check.passed
-            for each in written["worst"]:
-                each["value"] = each["value"] if isfinite(each["value"]) else None
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+        return valid_json(content, indent=2, ensure_ascii=False)
 
 
 def run(config: VerifyConfig, console: Console, *, json: bool) -> int:
