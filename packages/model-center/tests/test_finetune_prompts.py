@@ -25,6 +25,7 @@ from model_center.recipe import (
 )
 from model_center.recipe.configuration import EngineOptions
 from model_center.recipe.decoding import decode_greedily
+from model_center.recipe.evaluation import make_loader
 from model_center.recipe.prompting import TextWriter, WordChooser
 
 TASKS = {"gpt2": "BoolQ", "gptj": "BoolQ", "t5": "BoolQ", "cpm1": "LCQMC", "cpm2": "LCQMC"}
@@ -197,6 +198,20 @@ def test_texts_row_by_row(configure: Any, family: str, task: str) -> None:
         torch.testing.assert_close(loss.summed, losses, rtol=1e-5, atol=1e-4)
     assert len(set(texts)) > 5
     assert len({len(text.split()) for text in texts}) > 1
+
+
+@pytest.mark.parametrize(("family", "task"), FREE_TEXT)
+def test_training_on_texts_does_not_wait_for_the_device(configure: Any, family: str, task: str) -> None:
+    """The meta device has no numbers, so that whatever asks for one of them fails."""
+    job = prepare(configure(family, task, data={"max_answer_length": 6}))
+    dataset = job.train_loader.dataset
+    with engine.use_engine(engine.TorchEngine(torch.device("meta"))):
+        model = job.model.to("meta")
+        (batch, *_) = make_loader(dataset, batch_size=4)
+        loss = model.loss(batch)
+        loss.summed.backward()
+    assert loss.summed.is_meta
+    assert loss.targets == int(batch["index"].sum()) > 0
 
 
 def test_decoding_stops_at_its_limits() -> None:

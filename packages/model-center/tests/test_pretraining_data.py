@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pretraining_corpora import END, WORDS, TinyTokenizer, tiny_config, write_corpus
 
+from model_center import engine
 from model_center.dataset import DistributedMMapIndexedDataset
 from model_center.dataset.indexed import SpanCorruption
 from model_center.layer import AttentionMask
 from model_center.model.families import families
 from model_center.recipe.pretrain_configuration import ObjectiveOptions, PretrainDataOptions
+from model_center.recipe.pretraining import accumulate_gradients
 from model_center.recipe.pretraining_data import Batch, PretrainingData
 from model_center.recipe.pretraining_objectives import OBJECTIVES, make_objective
 
@@ -409,6 +411,20 @@ def test_batches_move_with_their_masks(corpus: Path) -> None:
     (batch, *_) = open_data(corpus).step(0).batches
     moved = batch.to("meta")
     mask = moved.inputs["attention_mask"]
-    tensors = [moved.labels, moved.inputs["input_ids"], moved.inputs["position_ids"], mask.documents, mask.lengths]
+    tensors = [moved.inputs["input_ids"], moved.inputs["position_ids"], mask.documents, mask.lengths]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert torch.equal(moved.labels, batch.labels)  # on the CPU, where the loss looks for targets
     assert moved.tokens == batch.tokens
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
+def test_micro_batches_do_not_wait_for_the_device(corpus: Path, model_type: str) -> None:
+    """The meta device has no numbers, so that whatever asks for one of them fails."""
+    config = tiny_config(model_type, dtype=torch.float32)
+    step = open_data(corpus, objective(model_type), micro_size=1, pack=False).step(0)
+    with engine.use_engine(engine.TorchEngine(torch.device("meta"))):
+        model = families[model_type](config).train()
+        loss = accumulate_gradients(model, engine.optim.OptimManager(), step.batches, step.targets)
+    assert len(step.batches) > 1
+    assert loss.is_meta
+    assert any(parameter.grad is not None for parameter in model.parameters())

@@ -31,10 +31,10 @@ class MicroBatch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Ids to predict, (rows, length); -100 where there is nothing to predict."""
+        """Ids to predict, (rows, length), on the CPU; -100 where there is nothing to predict."""
 
     def to(self, device: torch.device) -> Self:
-        """Return it on a device."""
+        """Return it with its inputs on a device. Labels stay on the CPU, where `summed_loss` of a model takes them."""
 
 
 SummedLoss: TypeAlias = Callable[[BaseModel, MicroBatch], Tensor]
@@ -69,7 +69,8 @@ class Callbacks:
     def summed_loss(self, model: BaseModel, batch: MicroBatch) -> Tensor:
         """Return the loss of a micro-batch on the engine's device, a scalar summed over its target tokens.
 
-        The loop divides by the target tokens of the whole step. Validation uses it too.
+        The loop divides by the target tokens of the whole step. Validation uses it too. The batch's inputs are on the
+        engine's device, its labels on the CPU.
         """
         return cross_entropy(model, batch)
 

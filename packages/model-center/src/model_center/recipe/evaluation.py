@@ -22,7 +22,11 @@ from .task_model import TaskModel
 def make_loader(
     dataset: TaskDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, bucket_by_length: bool = True
 ) -> DistributedDataLoader:
-    """Return batches of this process's share of a data set, on the engine's device."""
+    """Return batches of this process's share of a data set: of classes on the engine's device, of texts on the CPU.
+
+    The loss looks for the tokens of texts in the targets, for which the host would have to wait on a GPU.
+    """
+    device = engine.current_engine().device
     return DistributedDataLoader(
         dataset,
         batch_size=batch_size,
@@ -31,7 +35,8 @@ def make_loader(
         bucket_by_length=bucket_by_length,
         rank=engine.rank(),
         world_size=engine.world_size(),
-        device=engine.current_engine().device,
+        device=torch.device("cpu") if dataset.task.answers else device,
+        pin_memory=device.type == "cuda",
     )
 
 
@@ -49,7 +54,7 @@ def evaluate(
     """
     model.eval()
     evaluator = Evaluator(loader.dataset)
-    total = torch.zeros((), dtype=torch.float64, device=loader.device)
+    total = torch.zeros((), dtype=torch.float64, device=engine.current_engine().device)
     targets = 0
     for batch in loader:
         loss, answers = model.answer(batch)

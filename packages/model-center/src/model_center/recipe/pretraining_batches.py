@@ -21,7 +21,7 @@ class Batch:
 
     Attributes:
         inputs: Keyword arguments of the model's `forward`: tensors and `AttentionMask`s.
-        labels: Shape (rows, length), -100 where there is nothing to predict.
+        labels: Shape (rows, length), -100 where there is nothing to predict; in the CPU's memory.
         lengths: Tokens of each document that sees no other, on each side; padding is not counted.
     """
 
@@ -40,17 +40,19 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch on a device; pinned memory is copied in the background."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+        """Return the batch with its inputs on a device; pinned memory is copied in the background.
+
+        Labels stay where they are: the loss finds the targets in them, and on a GPU the host would have to wait for it.
+        """
+        inputs = self._changed_inputs(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(self, inputs=inputs)
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, from which GPUs copy faster and in the background."""
-        return self._with(lambda tensor: tensor.pin_memory())
+        return replace(self, inputs=self._changed_inputs(Tensor.pin_memory), labels=self.labels.pin_memory())
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(
-            {name: _changed(value, change) for name, value in self.inputs.items()}, change(self.labels), self.lengths
-        )
+    def _changed_inputs(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        return {name: _changed(value, change) for name, value in self.inputs.items()}
 
 
 def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -14,7 +14,7 @@ from model_center.tokenizer import load_tokenizer
 from .configuration import require
 from .decoding import Continuation, DecoderContinuation, Seq2SeqContinuation, decode_greedily
 from .task_input import TASK_INPUTS
-from .task_model import Batch, ClassModel, Loss, TaskHead, TaskModel, load_backbone, read_head
+from .task_model import Batch, ClassModel, Loss, TaskHead, TaskModel, load_backbone, read_head, to_engine
 
 HEAD_FILE = "prompt.json"
 IGNORED = -100
@@ -80,7 +80,7 @@ class _Prompted(TaskModel):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Return the decoder's hidden states (rows, length, dim_model)."""
-        inputs = {argument: batch[entry] for argument, entry in self._input.arguments.items()}
+        inputs = to_engine({argument: batch[entry] for argument, entry in self._input.arguments.items()})
         states: Tensor = self.model(**inputs, return_logits=False).last_hidden_state
         return states
 
@@ -127,14 +127,17 @@ class TextWriter(_Prompted):
         return f"answers of at most {self.head.max_answer_length} tokens"
 
     def loss(self, batch: Batch) -> Loss:
-        """Return the cross entropy of all tokens of the answers, each after the right ones before it."""
+        """Return the cross entropy of all tokens of the answers, each after the right ones before it.
+
+        Of a batch on the CPU the targets stay there, so that the host need not wait for a GPU to find them.
+        """
         targets = batch["targets"].masked_fill(batch["index"] == 0, IGNORED)
         summed = self.model.summed_loss(self.hidden_states(batch), targets)
         return Loss(summed, int((targets != IGNORED).sum()))
 
     def answer(self, batch: Batch) -> tuple[Loss, list[str]]:
         """Return the loss, and the text that the model writes by itself for each row."""
-        continuation, limits = self._continuation(batch)
+        continuation, limits = self._continuation(to_engine(batch))
         rows = decode_greedily(self.model, continuation, limits, self.tokenizer.eod_id)
         return self.loss(batch), [self.tokenizer.decode(ids).strip() for ids in rows]
 

@@ -24,6 +24,12 @@ Batch = Mapping[str, Tensor]
 """A batch of a task's data set: tensors of shape (rows) or (rows, length)."""
 
 
+def to_engine(batch: Batch) -> Batch:
+    """Return a batch on the engine's device, to which page-locked memory is copied in the background."""
+    device = engine.current_engine().device
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
 @dataclass(frozen=True)
 class Loss:
     """Cross entropy of one process's rows of a batch.
