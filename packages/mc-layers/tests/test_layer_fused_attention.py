@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from triton_kernels import COMPILED, DEVICE, run_interpreted, runs_kernels, starts_interpreter
 
 from model_center.layer.attention_kernels import Packing, Scoring, attend_packed_reference, attend_reference
-from model_center.layer.attention_mask import AttentionMask
+from model_center.layer.attention_mask import AttentionMask, bounds_of_groups
 
 pytest.importorskip("triton")
 LONGEST = 300 if COMPILED else 34
@@ -88,11 +88,13 @@ def assert_attends(kernels: Any, tensors: list[Tensor], mask: AttentionMask) -> 
     length = tensors[0].shape[1]
     score_mask = mask.resolve(length, length, torch.device("cpu"))
     assert score_mask.groups is not None
+    assert score_mask.group_bounds is not None
     output = kernels.fused_attention(
         *tensors[:3],
         bias=tensors[3],
         key_lengths=None if mask.lengths is None else mask.lengths.to(DEVICE),
         groups=score_mask.groups.to(DEVICE),
+        group_bounds=score_mask.group_bounds.to(DEVICE),
         is_causal=score_mask.groups_are_causal,
         scale=0.3,
     )
@@ -182,6 +184,13 @@ def test_context_anywhere(kernels: Any, is_split: bool) -> None:
 
 
 @runs_kernels
+def test_one_row_of_documents_and_context_serves_a_batch(kernels: Any) -> None:
+    position = torch.arange(LONGEST)[None]
+    mask = AttentionMask(documents=(position >= LONGEST - 3).int(), context=position < LONGEST - 5)
+    assert_attends(kernels, drawn(4, torch.float16, *[(3, LONGEST, 1, 16)] * 3, (1, 2 * LONGEST - 1)), mask)
+
+
+@runs_kernels
 def test_tiles_behind_the_diagonal_are_left_out(kernels: Any) -> None:
     tile = 64 if COMPILED else 32  # the longest side of one
     length = 2 * tile
@@ -190,7 +199,8 @@ def test_tiles_behind_the_diagonal_are_left_out(kernels: Any) -> None:
     is_late = torch.arange(length, device=DEVICE)[None, :, None, None] >= tile
 
     def results(*tensors: Tensor) -> list[Tensor]:
-        output = kernels.fused_attention(*tensors, bias=bias, groups=groups, is_causal=True)
+        masks = {"groups": groups, "group_bounds": bounds_of_groups(groups)}
+        output = kernels.fused_attention(*tensors, bias=bias, **masks, is_causal=True)
         return [output, *gradients(output, [*tensors, bias])]
 
     expected = results(query, key, value)

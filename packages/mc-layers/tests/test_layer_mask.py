@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from model_center.engine import TorchEngine, use_engine
 from model_center.layer import AttentionMask, Encoder, RelativePositionEmbedding, RotaryEmbedding
-from model_center.layer.attention_mask import ScoreMask, resolve_mask
+from model_center.layer.attention_mask import ScoreMask, bounds_of_groups, resolve_mask
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -107,6 +108,33 @@ def test_masks_stay_as_small_as_their_structure() -> None:
         resolved = mask.resolve(1, 5, CPU)
         assert resolved.allowed is not None
         assert resolved.allowed.shape == (2, 1, 1, 5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6))
+@examples
+def test_bounds_of_groups(positions: list[tuple[int, bool]]) -> None:
+    documents, context = ([position[part] for position in positions] for part in range(2))
+    mask = AttentionMask(documents=torch.tensor([documents]), context=torch.tensor([context]))
+    resolved = mask.resolve(len(positions), len(positions), CPU)
+    context_end = max((number + 1 for number, is_context in enumerate(context) if is_context), default=0)
+    alike = next((number for number, document in enumerate(documents) if document != documents[0]), len(documents))
+    assert resolved.group_bounds is not None
+    assert resolved.group_bounds.tolist() == [[context_end, alike]]
+
+
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+def test_a_stack_resolves_its_mask_once(use_checkpoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Tensor] = []
+
+    def counted(groups: Tensor) -> Tensor:
+        calls.append(groups)
+        return bounds_of_groups(groups)
+
+    monkeypatch.setattr("model_center.layer.attention_mask.bounds_of_groups", counted)
+    with use_engine(TorchEngine(CPU, use_checkpoint=use_checkpoint)):
+        model = Encoder(**SIZES)
+        model(torch.randn(1, 4, 8), AttentionMask(documents=torch.tensor([[0, 0, 1, 1]]))).sum().backward()
+    assert len(calls) == 1
 
 
 def test_documents_of_queries_and_keys_may_differ() -> None:

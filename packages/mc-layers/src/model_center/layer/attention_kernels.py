@@ -184,6 +184,7 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: ScoreMask, sc
         key_lengths=key_lengths,
         key_mask=mask.allowed[:, 0, 0] if masked and mask.allowed is not None else None,
         groups=mask.groups,
+        group_bounds=mask.group_bounds,
         is_causal=mask.is_causal or mask.groups_are_causal,
         scale=scoring.scale,
         dropout_p=scoring.dropout_p,

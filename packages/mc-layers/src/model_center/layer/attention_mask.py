@@ -23,6 +23,7 @@ class ScoreMask:
             there are any, it says all that `allowed` and `attends` say, to kernels that need no boolean.
         groups: int32 of shape (1 or batch, len_q), where len_q = len_k: twice the number of each position's document,
             plus 1 if it is context.
+        group_bounds: int32 of shape (1 or batch, 2), what `bounds_of_groups` says of `groups`.
         groups_are_causal: Within a document, positions see context and, unless they are context, what is before them.
     """
 
@@ -31,6 +32,7 @@ class ScoreMask:
     attends: Tensor | None = None
     key_lengths: Tensor | None = None
     groups: Tensor | None = None
+    group_bounds: Tensor | None = None
     groups_are_causal: bool = False
 
     @property
@@ -43,6 +45,18 @@ class ScoreMask:
         if self.is_causal:
             return torch.ones(len_q, len_k, dtype=torch.bool, device=device).tril()
         return self.allowed
+
+
+def bounds_of_groups(groups: Tensor) -> Tensor:
+    """Return where each row's context ends and how many of its first positions are of one document; shape (batch, 2).
+
+    Kernels leave out tiles by these numbers.
+    """
+    length = groups.shape[1]
+    positions = torch.arange(length, dtype=torch.int32, device=groups.device)
+    context_end = torch.where(groups & 1 != 0, positions + 1, 0).amax(1)
+    alike = torch.where(groups >> 1 != groups[:, :1] >> 1, positions, length).amin(1)
+    return torch.stack([context_end, alike], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,7 +181,13 @@ class AttentionMask:
         attends = allowed.any(dim=-1, keepdim=True)
         structure: dict[str, Any] = {"key_lengths": key_lengths}
         if self._is_grouped(len_q, len_k):
-            structure = {"key_lengths": self.lengths, "groups": self._groups(), "groups_are_causal": self._is_ordered}
+            groups = self._groups()
+            structure = {
+                "key_lengths": self.lengths,
+                "groups": groups,
+                "group_bounds": bounds_of_groups(groups),
+                "groups_are_causal": self._is_ordered,
+            }
         return ScoreMask(allowed=allowed | ~attends, attends=attends, **structure)
 
     @property

@@ -66,6 +66,7 @@ def fused_attention(
     key_lengths: Tensor | None = None,
     key_mask: Tensor | None = None,
     groups: Tensor | None = None,
+    group_bounds: Tensor | None = None,
     cumulative: Tensor | None = None,
     longest: int = 0,
     is_causal: bool = False,
@@ -85,6 +86,7 @@ def fused_attention(
         groups: int32 of shape (batch or 1, len_q), where len_q = len_k: twice the number of the group that a position
             belongs to, which attends its own group only, plus 1 if it is context: with `is_causal`, context is seen
             by its whole group and sees context only.
+        group_bounds: What `bounds_of_groups` says of `groups`; both are given or neither.
         cumulative: int32 of shape (sequences + 1,), where packed sequences begin and end.
         longest: Length of the longest packed sequence, or more.
         is_causal: Query i sees keys 0 to i.
@@ -97,19 +99,11 @@ def fused_attention(
     seed = None
     if dropout_p > 0.0:
         seed = torch.randint(0x7FFFFFFF, (1,), dtype=torch.int32, device=query.device)
-    bounds = None if groups is None else _bounds(groups.expand(query.shape[0], -1))
+    assert (groups is None) == (group_bounds is None)
+    bounds = None if group_bounds is None else group_bounds.expand(query.shape[0], -1).contiguous()
     masks = (key_lengths, key_mask, groups, bounds, cumulative, seed)
     output: Tensor = _attention(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p)[0]
     return output
-
-
-def _bounds(groups: Tensor) -> Tensor:
-    """Return where each row's context ends and how many of its first positions are of one group; shape (batch, 2)."""
-    length = groups.shape[1]
-    positions = torch.arange(length, dtype=torch.int32, device=groups.device)
-    context_end = torch.where(groups & 1 != 0, positions + 1, 0).amax(1)
-    alike = torch.where(groups >> 1 != groups[:, :1] >> 1, positions, length).amin(1)
-    return torch.stack([context_end, alike], dim=1)
 
 
 _ARGUMENTS = (
