@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+import model_center.tokenizer
+from model_center.tokenizer.unigram import train_unigram
 from model_center.tools.reading import ReadOptions, plan_parts, read_part
 
 from .run_directory import replacing
@@ -20,6 +23,7 @@ def train_tokenizer(
     """Train a tokenizer of a model's family, unless the folder holds the one that would come out.
 
     GPT-2 gets byte-level BPE, BERT an uncased WordPiece vocabulary, T5 a unigram one with a hundred sentinels.
+    The same documents give the same vocabulary files, byte by byte.
 
     Args:
         inputs: Text files, as `mc-preprocess` reads them.
@@ -52,7 +56,7 @@ def train_tokenizer(
             "run may need it: give another folder with --data.path, or delete it"
         )
     with replacing(folder) as new:
-        _TRAINERS[model_type](texts_of(inputs, options), size, new)
+        _TRAINERS[model_type](partial(texts_of, inputs, options), size, new)
         (new / "training.json").write_text(described)
     return folder
 
@@ -70,7 +74,7 @@ def texts_of(inputs: Sequence[Path], options: ReadOptions) -> Iterator[str]:
                 yield from (text for text in batch.texts if text is not None)
 
 
-def _byte_pairs(texts: Iterator[str], size: int, folder: Path) -> None:
+def _byte_pairs(texts: Callable[[], Iterator[str]], size: int, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
@@ -79,35 +83,33 @@ def _byte_pairs(texts: Iterator[str], size: int, folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts(), trainer)
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
 
 
-def _word_pieces(texts: Iterator[str], size: int, folder: Path) -> None:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+def _word_pieces(texts: Callable[[], Iterator[str]], size: int, folder: Path) -> None:
+    def train(size: int, first: list[str]) -> Tokenizer:
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False)
+        tokenizer.train_from_iterator(texts(), trainer)
+        return tokenizer
+
+    # The library numbers "##a", "##b" and so on in the order of a randomly seeded hash map, and of two equally
+    # frequent pairs joins the one of the lower numbers. As "special" tokens they get their numbers here.
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    characters = train(0, special).get_vocab()
+    tokenizer = train(size, special + sorted(token for token in characters if token.startswith("##")))
     tokenizer.model.save(str(folder))  # vocab.txt
 
 
-def _unigrams(texts: Iterator[str], size: int, folder: Path) -> None:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=size,
-        special_tokens=["<pad>", "</s>", "<unk>", *_SENTINELS],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
+def _unigrams(texts: Callable[[], Iterator[str]], size: int, folder: Path) -> None:
+    pieces = train_unigram(texts(), size, _SENTINELS)
+    model_center.tokenizer.T5Tokenizer(vocab=pieces).save_pretrained(folder)  # tokenizer.json and its options
 
 
-_TRAINERS: Mapping[str, Callable[[Iterator[str], int, Path], None]] = {
+_TRAINERS: Mapping[str, Callable[[Callable[[], Iterator[str]], int, Path], None]] = {
     "gpt2": _byte_pairs,
     "bert": _word_pieces,
     "t5": _unigrams,
