@@ -15,7 +15,7 @@ from rich.table import Table
 
 from model_center import engine
 from model_center.model import families
-from model_center.recipe.planning import Planner, Setting
+from model_center.recipe.memory_prediction import Planner, Setting
 from model_center.recipe.simulation import MicroBatch
 
 GIB = 2**30

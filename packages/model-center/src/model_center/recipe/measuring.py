@@ -8,8 +8,8 @@ import torch
 from model_center import engine
 
 from .arithmetic import peak_flops, training_flops
+from .memory_prediction import GIB
 from .metrics import StepMetrics
-from .planning import GIB
 from .pretraining_data import StepBatches
 from .pretraining_job import PretrainingJob
 

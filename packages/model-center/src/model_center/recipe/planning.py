@@ -1,10 +1,8 @@
-"""`model-center plan`: the memory that a pre-training run will need, before anything of it is allocated."""
+"""`model-center plan`: the memory that a pre-training run will need, and what would fit into a GPU's."""
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from dataclasses import fields, replace
 from itertools import product
 from math import inf
 from pathlib import Path
@@ -15,27 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from model_center.dataset.indexed.objectives import MaskedLM
-from model_center.engine.optim.adam import BUCKET_ELEMENTS
-from model_center.engine.run_ahead import blocks_ahead
 from model_center.model import BaseModel, families
 from model_center.model.config import Config
+from model_center.model.families import find_family
 from model_center.tokenizer import load_tokenizer
 
 from .commands import OK, preparing
 from .configuration import nearest, require
+from .memory_prediction import GIB, Planner, Prediction, Setting
 from .pretrain_configuration import PretrainConfig, PretrainDataOptions, PretrainModelOptions
 from .pretraining_objectives import PretrainingObjective, make_objective
 from .progress import count
-from .simulation import MicroBatch, StepMemory, blocks_of, meta_model, simulate
+from .simulation import MicroBatch
 
-GIB = 2**30
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-WORKSPACE = 64 * 2**20
-"""What matrix libraries hold for themselves, through PyTorch's allocator."""
-CONTEXT = GIB // 2
-"""What CUDA itself takes of a GPU, outside of PyTorch's allocator."""
-FRAGMENTATION = 0.04
-"""Share of a GPU's memory that is left free, because free pieces lie between used ones."""
 PRECISIONS = {"half": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNTRAINED = "train:"
 """What the name of a tokenizer begins with that a run will train; its size follows."""
@@ -43,198 +34,6 @@ COMPILED = (
     "Blocks are to be compiled: they are planned as if they were not, and may need a tenth more or less. An "
     "engine.activation_budget is planned as the share that it says; compiled blocks often keep less."
 )
-MOST_ROWS = 4096
-"""No larger micro-batch is looked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What decides how much memory a run needs."""
-
-    engine: str = "torch"
-    """torch or bmtrain."""
-    world_size: int = 1
-    recomputes: bool = True
-    activation_budget: float | None = None
-    """Share of their activations that compiled blocks keep, where they do not recompute all."""
-    zero_level: Literal[2, 3] = 3
-    offload: bool = False
-    asynchronous_checkpoints: bool = False
-    accumulates: bool = False
-    """Whether a step has several micro-batches."""
-    scales_loss: bool = False
-    """Whether the loss is scaled, as with float16."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Memory of each GPU and, for its process, of the host; in bytes."""
-
-    parameters: int
-    optimizer: int
-    """Masters and moments on the GPU."""
-    gradients: int
-    """All of them, as they are when a step's last backward is over."""
-    activations: int
-    """What forward keeps for backward."""
-    moment: int
-    """What forward, loss or backward need for a moment, at most."""
-    gathered: int
-    """Whole parameters and gradients of the blocks at work, where processes share them."""
-    update: int
-    """What clipping and the optimizer's step need for a moment."""
-    computing: int
-    """Peak in forward and backward, in which gradients come as activations go."""
-    updating: int
-    """Peak in the optimizer's step."""
-    host_optimizer: int
-    """Masters, moments and transfer buffers in the host's memory."""
-    host_checkpoint: int
-    """Copy of a checkpoint that is written while training goes on."""
-
-    @property
-    def peak(self) -> int:
-        """Most that tensors take of a GPU at a time: what `torch.cuda.max_memory_allocated` will measure."""
-        return max(self.computing, self.updating)
-
-    @property
-    def needed(self) -> int:
-        """What a GPU must have: the peak, CUDA itself and what fragmentation wastes."""
-        return round((self.peak + CONTEXT) / (1 - FRAGMENTATION))
-
-
-@dataclass
-class Planner:
-    """Predicts the memory of one model for any setting and micro-batch.
-
-    Args:
-        model_class: the family.
-        config: the model's configuration, whose `dtype` is a real type.
-    """
-
-    model_class: type[BaseModel]
-    config: Config
-
-    def __post_init__(self) -> None:
-        self._simulated: dict[Any, StepMemory] = {}
-
-    @cached_property
-    def _models(self) -> dict[bool, BaseModel]:
-        return {
-            recomputes: meta_model(self.model_class, self.config, recomputes=recomputes) for recomputes in (False, True)
-        }
-
-    @cached_property
-    def parameters(self) -> int:
-        """Number of parameters."""
-        return sum(parameter.numel() for parameter in self._models[False].parameters())
-
-    @cached_property
-    def _block_sizes(self) -> list[int]:
-        """Parameters of each block."""
-        return [sum(weight.numel() for weight in block.parameters()) for block in blocks_of(self._models[False])]
-
-    @cached_property
-    def _largest_parameter(self) -> int:
-        return max(parameter.numel() for parameter in self._models[False].parameters())
-
-    def predict(self, setting: Setting, batch: MicroBatch, *, exact: bool = True) -> Prediction:
-        """Predict the memory of one process.
-
-        Args:
-            setting: how the run trains.
-            batch: what a process computes at once.
-            exact: simulate this micro-batch; otherwise interpolate between a few that serve for all.
-        """
-        itemsize = self.config.dtype.itemsize
-        in_blocks, largest = sum(self._block_sizes), max(self._block_sizes) * itemsize
-        outside = self.parameters - in_blocks
-        if setting.engine == "bmtrain":
-            held = -(-self.parameters // setting.world_size)
-        else:
-            held = -(-in_blocks // setting.world_size) + outside
-        states = held * state_bytes(self.config.dtype)
-        step = self._step(setting, batch) if exact else self._interpolated_step(setting, batch)
-        gradients = held * itemsize
-        gathered = self._gathered(setting, largest, outside * itemsize, in_blocks * itemsize)
-        earlier = gradients if setting.accumulates else 0
-        on_gpu = held * itemsize + (0 if setting.offload else states)
-        moment = (
-            max(step.forward, step.loss, step.backward - (0 if setting.accumulates else step.gradients)) - step.kept
-        )
-        update = self._update(setting, held, outside * itemsize)
-        return Prediction(
-            parameters=held * itemsize,
-            optimizer=0 if setting.offload else states,
-            gradients=gradients,
-            activations=step.kept,
-            moment=max(0, moment),
-            gathered=gathered,
-            update=update,
-            computing=on_gpu + earlier + max(step.forward, step.loss, step.backward) + gathered + WORKSPACE,
-            updating=on_gpu + gradients + update + WORKSPACE,
-            host_optimizer=states + held * itemsize if setting.offload else 0,
-            host_checkpoint=held * itemsize + states if setting.asynchronous_checkpoints else 0,
-        )
-
-    def largest_rows(self, setting: Setting, batch: MicroBatch, memory: int) -> int:
-        """Return the largest number of rows that fit into a GPU's memory (up to `MOST_ROWS`), 0 if not one does.
-
-        Args:
-            setting: how the run trains.
-            batch: lengths of the rows.
-            memory: bytes of the GPU.
-        """
-
-        def needed(rows: int) -> int:
-            return self.predict(setting, replace(batch, rows=rows), exact=False).needed
-
-        # Not straight into the middle, since the simulation of a micro-batch that is far too large takes long.
-        limit = 1
-        while limit < MOST_ROWS and needed(limit) <= memory:
-            limit *= 2
-        return bisect_right(range(1, limit + 1), memory, key=needed)
-
-    def _step(self, setting: Setting, batch: MicroBatch) -> StepMemory:
-        if setting.activation_budget is not None:
-            # From what blocks keep that recompute all, to what they keep that recompute nothing.
-            least, most = (
-                self._step(replace(setting, recomputes=recomputes, activation_budget=None), batch)
-                for recomputes in (True, False)
-            )
-            return _between(least, most, setting.activation_budget)
-        key = (setting.recomputes, setting.world_size, setting.accumulates, batch)
-        if key not in self._simulated:
-            model = self._models[setting.recomputes]
-            self._simulated[key] = simulate(model, batch, shards=setting.world_size, accumulates=setting.accumulates)
-        return self._simulated[key]
-
-    def _interpolated_step(self, setting: Setting, batch: MicroBatch) -> StepMemory:
-        """Like `_step`, from the next smaller and larger powers of 4: memory grows on a line, or less and then more."""
-        low = 4 ** ((batch.rows.bit_length() - 1) // 2)
-        below, above = (self._step(setting, replace(batch, rows=rows)) for rows in (low, 4 * low))
-        return _between(below, above, (batch.rows - low) / (3 * low))
-
-    def _gathered(self, setting: Setting, largest_block: int, outside: int, blocks: int) -> int:
-        if setting.engine == "torch" and setting.world_size == 1:
-            return 0
-        # The block at work, those on their way, and the gradients of as many that are being reduced.
-        ahead = blocks_ahead(largest_block) if setting.engine == "bmtrain" else 1
-        at_once = min(blocks, (1 + ahead) * largest_block)
-        parameters = at_once if setting.zero_level == 3 else blocks
-        gathered_outside = outside if setting.engine == "bmtrain" else 0
-        return parameters + at_once + gathered_outside
-
-    def _update(self, setting: Setting, held: int, outside: int) -> int:
-        """Float32 gradients of a bucket of parameters, or the gradients that processes average at once."""
-        bucket = min(held, max(BUCKET_ELEMENTS, self._largest_parameter))
-        copies = (0 if self.config.dtype.itemsize >= 4 else 1) + setting.scales_loss
-        averaged = outside if setting.engine == "torch" and setting.world_size > 1 else 0
-        return max(0 if setting.offload else 4 * bucket * copies, averaged)
-
-
-def _between(low: StepMemory, high: StepMemory, share: float) -> StepMemory:
-    return StepMemory(**{name: round(size + share * (vars(high)[name] - size)) for name, size in vars(low).items()})
 
 
 def run(config: PretrainConfig, console: Console, *, memory: str | None, world_size: int) -> int:
@@ -288,7 +87,7 @@ def configured_model(options: PretrainModelOptions) -> tuple[type[BaseModel], Co
     """
     path = Path(options.name).expanduser()
     if path.is_dir():
-        found = next(iter(_families_of(path)))
+        found = find_family(path)
         config = found.config_class.from_pretrained(path)
     else:
         published = {name: family for family in families.values() for name in family.config_class.published}
@@ -302,20 +101,6 @@ def configured_model(options: PretrainModelOptions) -> tuple[type[BaseModel], Co
     changes = {**options.options, "dtype": str(PRECISIONS[options.precision]).removeprefix("torch.")}
     values = {name: value for name, value in config.to_dict().items() if name in {each.name for each in fields(config)}}
     return found, found.config_class.from_dict({**values, **changes}, "model.options")
-
-
-def _families_of(path: Path) -> Iterator[type[BaseModel]]:
-    from model_center.model.source import read_config, resolve
-
-    raw, file = read_config(resolve(path, {}))
-    if raw.get("model_type") not in families:
-        raise ValueError(f"{file}: `model_type` must be one of {', '.join(families)}, but is {raw.get('model_type')!r}")
-    yield families[raw["model_type"]]
-
-
-def state_bytes(dtype: torch.dtype) -> int:
-    """Return what AdamW keeps for each weight of a type: two moments and, of half types, a master."""
-    return 8 if dtype.itemsize >= 4 else 12
 
 
 def micro_batch(objective: PretrainingObjective, rows: int) -> MicroBatch:

@@ -21,9 +21,10 @@ from .agreement import together
 from .anomalies import LossWatch
 from .callbacks import Callbacks
 from .checkpoints import Found, TrainingState
+from .memory_prediction import GIB, Planner
 from .metrics import ValidationMetrics
 from .optimization import loss_scale_for
-from .planning import GIB, Planner, configured_model, micro_batch, setting_of
+from .planning import configured_model, micro_batch, setting_of
 from .pretrain_configuration import PretrainConfig, PretrainModelOptions
 from .pretraining_data import PretrainingData
 from .pretraining_objectives import PretrainingObjective

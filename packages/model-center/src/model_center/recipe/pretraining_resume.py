@@ -13,8 +13,8 @@ from model_center import engine
 
 from .agreement import from_first, together
 from .checkpoints import CheckpointStore, Found, find_newest
+from .memory_prediction import state_bytes
 from .metrics import ValidationMetrics, valid_records
-from .planning import state_bytes
 from .pretrain_configuration import ObjectiveOptions, PretrainConfig
 from .run_directory import RunDirectory, check_output, check_resumable, status_file
 
