@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from .floors import floor_of, floor_table
 from .processes import WorkerError, WorkerProcess
 from .reports import Row, profile_tables, row_of, table_of
 from .workloads import SETTINGS, WORKLOADS, Workload, settings_of
@@ -48,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--apart", action="store_true", help="start each setting anew for every turn")
     parser.add_argument("--limit_s", type=float, default=240, help="longest wait for an answer of a setting")
     parser.add_argument("--profile", action="store_true", help="show the kernels of the first setting's step")
+    parser.add_argument("--floor", action="store_true", help="show what a step needs at least on this device")
     parser.add_argument("--find_largest_batch", action="store_true", help="of each setting, under --cap_gib")
     parser.add_argument("--granularity", type=int, default=8, help="of the largest batch")
     parser.add_argument("--loss_curve", type=int, metavar="STEPS", help=f"compare losses with those of {REFERENCE}")
@@ -183,7 +185,11 @@ class Benchmark:
 
     def run(self) -> int:
         options, rows = self.options, []
-        if options.loss_curve:
+        if options.floor:
+            floor = floor_of(self.workload)
+            self.results["floor"] = floor.report()
+            self.console.print(floor_table(options.workload, floor))
+        elif options.loss_curve:
             self.compare_losses()
         elif options.deterministic:
             self.compare_bits()

@@ -11,6 +11,8 @@ from .workloads import MASKED, Workload
 RESERVED = 16
 """Ids at the end of the vocabulary that do not occur in texts; the last one but one is the mask."""
 STRIDES = 8
+WORDS_OF_CURVES = 512
+"""So few words that a model learns their frequencies within tens of steps."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,17 @@ class Batch:
         return inputs
 
 
-def make_batches(workload: Workload, vocab_size: int, count: int, seed: int) -> list[Batch]:
-    """Different batches of the same kind, on the CPU."""
-    return [_make(workload, vocab_size, torch.Generator().manual_seed(1000 * seed + number)) for number in range(count)]
+def make_batches(
+    workload: Workload, vocab_size: int, count: int, seed: int, *, most_words: int | None = None
+) -> list[Batch]:
+    """Different batches of the same kind, on the CPU; of all words of the vocabulary, or the first of them."""
+    words = min(vocab_size - RESERVED, most_words or vocab_size)
+    seeds = range(1000 * seed, 1000 * seed + count)
+    return [_make(workload, vocab_size, words, torch.Generator().manual_seed(each)) for each in seeds]
 
 
-def _make(workload: Workload, vocab_size: int, generator: torch.Generator) -> Batch:
-    batch, length, words = workload.batch, workload.length, vocab_size - RESERVED
+def _make(workload: Workload, vocab_size: int, words: int, generator: torch.Generator) -> Batch:
+    batch, length = workload.batch, workload.length
     start = torch.randint(1, words, (batch, 1), generator=generator)
     stride = torch.randint(1, STRIDES, (batch, 1), generator=generator)
     ids = 1 + (start + stride * torch.arange(length + workload.target_length + 1)) % (words - 1)

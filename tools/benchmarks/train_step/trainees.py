@@ -25,6 +25,9 @@ class Trainee(Protocol):
     def step(self, batch: Batch) -> Tensor:
         """One training step; returns the mean loss of the batch, without waiting for it."""
 
+    def new_optimizer(self) -> None:
+        """Forgets what training has gathered beside the weights."""
+
 
 class Ours:
     """A public model under a public engine."""
@@ -41,15 +44,21 @@ class Ours:
         self.family = workload.family
         self.config = workload.config(getattr(torch, setting.dtype))
         self.module: Any = families[workload.family](self.config)
-        offloaded, on_device = bmt.optim.AdamOffloadOptimizer, bmt.optim.AdamOptimizer
-        self.optimizer = (offloaded if setting.offloaded else on_device)(self.module.parameters(), **OPTIONS)
+        self.optimizer_class = bmt.optim.AdamOffloadOptimizer if setting.offloaded else bmt.optim.AdamOptimizer
+        # Padding is left out where only hidden states are asked for.
+        self.more = {"output_hidden_states": True} if setting.keeps_padding else {}
+        self.new_optimizer()
+
+    def new_optimizer(self) -> None:
+        """Without masters of earlier weights."""
+        self.optimizer = self.optimizer_class(self.module.parameters(), **OPTIONS)
         self.manager = bmt.optim.OptimManager()
         self.manager.add_optimizer(self.optimizer)
 
     def step(self, batch: Batch) -> Tensor:
         """As a user writes it."""
         self.manager.zero_grad()
-        hidden_states = self.module(**batch.ours(self.family)).last_hidden_state
+        hidden_states = self.module(**batch.ours(self.family), **self.more).last_hidden_state
         loss: Tensor = self.module.summed_loss(hidden_states, batch.labels) / batch.targets
         self.manager.backward(loss)
         self.manager.clip_grad_norm(self.optimizer.param_groups, max_norm=MAX_NORM)
@@ -78,9 +87,13 @@ class Theirs:
             self.module.gradient_checkpointing_enable({"use_reentrant": False})
         if bmt.world_size() > 1:
             _shard(self.module, getattr(torch, setting.dtype))
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True, **OPTIONS)
+        self.new_optimizer()
         self.run = torch.compile(self.module) if setting.compiled else self.module
         self.dtype = getattr(torch, setting.dtype)
+
+    def new_optimizer(self) -> None:
+        """Without moments."""
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True, **OPTIONS)
 
     def step(self, batch: Batch) -> Tensor:
         """As Transformers' users write it."""

@@ -18,7 +18,7 @@ import torch
 from model_center import engine as bmt
 from model_center.recipe.arithmetic import training_flops
 
-from .batches import Batch, make_batches
+from .batches import WORDS_OF_CURVES, Batch, make_batches
 from .trainees import Trainee, make_trainee
 from .workloads import Setting, Workload
 
@@ -81,7 +81,9 @@ class Worker:
 
     def losses(self, steps: int) -> dict[str, Any]:
         """The losses of steps on batches that differ, and a fingerprint of the weights after them."""
-        made = make_batches(self.workload, self.trainee.config.vocab_size, steps, seed=7 + bmt.rank())
+        made = make_batches(
+            self.workload, self.trainee.config.vocab_size, steps, seed=7 + bmt.rank(), most_words=WORDS_OF_CURVES
+        )
         start = time.perf_counter()
         losses = [self.trainee.step(self._to_device(batch)) for batch in made]
         values = torch.stack(losses).tolist()
@@ -93,10 +95,15 @@ class Worker:
     def load(self, path: str) -> dict[str, Any]:
         """Weights that `save` wrote, in this one's type."""
         bmt.load(self.trainee.module, path)
+        self.trainee.new_optimizer()
         return {}
 
     def save(self, path: str) -> dict[str, Any]:
-        """Writes the weights."""
+        """Writes the weights, rounded to what every type of ours can hold, and goes on from these."""
+        with torch.no_grad():
+            for parameter in self.trainee.module.parameters():
+                parameter.copy_(parameter.bfloat16())
+        self.trainee.new_optimizer()
         bmt.save(self.trainee.module, Path(path))
         return {}
 

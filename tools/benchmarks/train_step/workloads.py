@@ -118,6 +118,7 @@ class Setting:
         activation_budget: share of the activations that our engine's compiled blocks keep.
         recomputed: whether blocks recompute their activations in backward.
         deterministic: whether our engine repeats runs bit by bit.
+        keeps_padding: whether our blocks run over padding, too, which they otherwise leave out on GPUs.
         offloaded: whether the optimizer's state is kept and updated by the host (ours).
         dtype: of our weights, beside float32 masters; with Transformers, that of autocast over float32 weights.
     """
@@ -129,6 +130,7 @@ class Setting:
     activation_budget: float | None = None
     recomputed: bool = False
     deterministic: bool = False
+    keeps_padding: bool = False
     offloaded: bool = False
     dtype: str = "bfloat16"
 
@@ -143,6 +145,7 @@ SETTINGS = {
     "ours-compiled-bmtrain": Setting(compiled=True, engine="bmtrain"),
     "ours-compiled-bmtrain-recomputed": Setting(compiled=True, engine="bmtrain", recomputed=True),
     "ours-deterministic": Setting(deterministic=True),
+    "ours-padded": Setting(keeps_padding=True),
     "ours-recomputed": Setting(recomputed=True),
     "ours-offloaded": Setting(recomputed=True, offloaded=True),
     "ours-bmtrain": Setting(engine="bmtrain"),
