@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model_center.model import families
-from model_center.recipe.memory_prediction import Planner, Setting
+from model_center.recipe.memory_prediction import WORKSPACE, Planner, Setting
 from model_center.recipe.simulation import META, MemoryMeter, MicroBatch, meta_model, simulate
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "dim_model": 64, "num_heads": 4, "dim_head": 16, "dim_ff": 256}
@@ -15,6 +15,8 @@ SIZES |= {"dtype": torch.bfloat16}
 ROWS, LENGTH = 2, 32
 TOKENS = ROWS * LENGTH
 BATCH = MicroBatch(rows=ROWS, length=LENGTH)
+IN_BLOCK = 4 * 64 * 64 + 4 * 64 + 2 * 64 * 256 + 256 + 64 + 4 * 64
+"""Parameters of a block: attention, feed-forward, norms."""
 STACKS: dict[str, Any] = {"num_encoder_layers": 2, "num_decoder_layers": 3}
 
 
@@ -88,15 +90,26 @@ def test_written_out_attention_would_be_seen() -> None:
 def test_processes_share_blocks_and_their_gradients() -> None:
     planner = Planner(families["gpt2"], gpt2(4))
     one, four = (planner.predict(Setting(world_size=size), BATCH) for size in (1, 4))
-    in_block = 4 * 64 * 64 + 4 * 64 + 2 * 64 * 256 + 256 + 64 + 4 * 64
-    outside = planner.parameters - 4 * in_block
-    assert four.parameters == 2 * (in_block + outside)
+    outside = planner.parameters - 4 * IN_BLOCK
+    assert four.parameters == 2 * (IN_BLOCK + outside)
     assert one.parameters == one.gradients == 2 * planner.parameters
     assert one.optimizer == 12 * planner.parameters
-    assert four.optimizer == 12 * (in_block + outside)
+    assert four.optimizer == 12 * (IN_BLOCK + outside)
     assert one.gathered == 0
-    assert four.gathered == 2 * 2 * in_block + 2 * 2 * in_block
-    assert planner.predict(Setting(world_size=4, zero_level=2), BATCH).gathered == 2 * 4 * in_block + 4 * in_block
+    assert four.gathered == 2 * 2 * IN_BLOCK + 2 * 2 * IN_BLOCK
+    assert planner.predict(Setting(world_size=4, zero_level=2), BATCH).gathered == 2 * 4 * IN_BLOCK + 4 * IN_BLOCK
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_update_takes_memory_only_to_average_gradients(dtype: torch.dtype) -> None:
+    planner = Planner(families["gpt2"], gpt2(4, dtype=dtype))
+    outside = planner.parameters - 4 * IN_BLOCK
+    for offload in (False, True):
+        one, four = (planner.predict(Setting(world_size=size, offload=offload), BATCH) for size in (1, 4))
+        assert one.update == 0
+        assert one.updating == one.parameters + one.optimizer + one.gradients + WORKSPACE
+        assert four.update == outside * dtype.itemsize
+        assert four.updating == four.parameters + four.optimizer + four.gradients + four.update + WORKSPACE
 
 
 def test_offloaded_states_are_the_hosts() -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 
-from model_center.engine.optim.adam import BUCKET_ELEMENTS
 from model_center.engine.run_ahead import blocks_ahead
 from model_center.model import BaseModel
 from model_center.model.config import Config
@@ -40,8 +39,6 @@ class Setting:
     asynchronous_checkpoints: bool = False
     accumulates: bool = False
     """Whether a step has several micro-batches."""
-    scales_loss: bool = False
-    """Whether the loss is scaled, as with float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +57,7 @@ class Prediction:
     gathered: int
     """Whole parameters and gradients of the blocks at work, where processes share them."""
     update: int
-    """What clipping and the optimizer's step need for a moment."""
+    """What averaging gradients before the optimizer's step needs for a moment."""
     computing: int
     """Peak in forward and backward, in which gradients come as activations go."""
     updating: int
@@ -84,6 +81,9 @@ class Prediction:
 @dataclass
 class Planner:
     """Predicts the memory of one model for any setting and micro-batch.
+
+    GPUs are taken to run the optimizer's Triton kernels, as NVIDIA's do from compute capability 8.0 on. Others clip and
+    update half-precision parameters by way of float32 gradients, whose memory is not counted.
 
     Args:
         model_class: the family.
@@ -112,10 +112,6 @@ class Planner:
         """Parameters of each block."""
         return [sum(weight.numel() for weight in block.parameters()) for block in blocks_of(self._models[False])]
 
-    @cached_property
-    def _largest_parameter(self) -> int:
-        return max(parameter.numel() for parameter in self._models[False].parameters())
-
     def predict(self, setting: Setting, batch: MicroBatch, *, exact: bool = True) -> Prediction:
         """Predict the memory of one process.
 
@@ -140,7 +136,7 @@ class Planner:
         moment = (
             max(step.forward, step.loss, step.backward - (0 if setting.accumulates else step.gradients)) - step.kept
         )
-        update = self._update(setting, held, outside * itemsize)
+        update = self._update(setting, outside * itemsize)
         return Prediction(
             parameters=held * itemsize,
             optimizer=0 if setting.offload else states,
@@ -203,12 +199,9 @@ class Planner:
         gathered_outside = outside if setting.engine == "bmtrain" else 0
         return parameters + at_once + gathered_outside
 
-    def _update(self, setting: Setting, held: int, outside: int) -> int:
-        """Float32 gradients of a bucket of parameters, or the gradients that processes average at once."""
-        bucket = min(held, max(BUCKET_ELEMENTS, self._largest_parameter))
-        copies = (0 if self.config.dtype.itemsize >= 4 else 1) + setting.scales_loss
-        averaged = outside if setting.engine == "torch" and setting.world_size > 1 else 0
-        return max(0 if setting.offload else 4 * bucket * copies, averaged)
+    def _update(self, setting: Setting, outside: int) -> int:
+        """The gradients that processes average at once; kernels update parameters without any float32 gradients."""
+        return outside if setting.engine == "torch" and setting.world_size > 1 else 0
 
 
 def _between(low: StepMemory, high: StepMemory, share: float) -> StepMemory:

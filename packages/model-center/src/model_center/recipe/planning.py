@@ -75,7 +75,6 @@ def setting_of(config: PretrainConfig, world_size: int, engine: str | None = Non
         offload=config.optimizer.offload,
         asynchronous_checkpoints=config.checkpoints.asynchronous,
         accumulates=config.batch.global_size > config.batch.micro_size * world_size,
-        scales_loss=config.model.precision == "half",
     )
 
 
