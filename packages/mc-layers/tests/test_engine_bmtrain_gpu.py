@@ -156,6 +156,17 @@ def test_the_host_does_not_wait_at_every_block(bmtrain_engine: Engine) -> None:
     bmtrain_engine.synchronize()
 
 
+def test_gathering_copies_no_empty_tensors_from_the_host(bmtrain_engine: Engine) -> None:
+    model = build(torch.bfloat16)
+    x = torch.randn(4, 10, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        model.encoder(x, None).sum().backward()
+        bmtrain_engine.synchronize()
+    counts = {event.key: event.count for event in profiler.key_averages()}
+    assert counts["aten::set_"] > len(list(model.encoder.parameters()))
+    assert counts.get("aten::_to_copy", 0) < 10
+
+
 def test_gradient_of_a_view_arrives_whole(bmtrain_engine: Engine) -> None:
     layer = Linear(4, 6, dtype=torch.float32)
     weight = layer.weight

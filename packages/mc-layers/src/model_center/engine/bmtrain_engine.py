@@ -79,6 +79,7 @@ class BMTrainEngine(Engine):
         # for each other wherever one needs what another has written.
         self._ahead = RunAhead()
         zero_context.wait_loader = self._ahead.enter
+        zero_context.torch = _EmptyTensorsOnTheGPU()
 
     def module_class(self, cls: type[ModuleT]) -> type[ModuleT]:
         """A subclass of `cls` whose parameters are gathered when they are read outside a block."""
@@ -226,6 +227,23 @@ class BMTrainEngine(Engine):
         self.synchronize()
         bmtrain.nccl.commDestroy(bmtrain_config["comm"])
         bmtrain_config["initialized"] = False
+
+
+class _EmptyTensorsOnTheGPU:
+    """PyTorch, for BMTrain's gathering, which makes an empty tensor for every parameter at every block.
+
+    It copies each from the host, which takes the host longer than all else that it does for a block.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def tensor(data: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """What `torch.tensor` returns for no data."""
+        return (
+            torch.empty(0, dtype=dtype, device=device) if not data else torch.tensor(data, dtype=dtype, device=device)
+        )
 
 
 class _ShardedModule(bmtrain.DistributedModule):  # type: ignore[misc]
