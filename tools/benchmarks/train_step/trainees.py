@@ -13,7 +13,10 @@ from .batches import Batch
 from .workloads import Setting, Workload
 
 MAX_NORM = 1.0
-OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 1e-2}
+WEIGHT_DECAY = 1e-2
+LR = 1e-4
+CALM_LR = 2e-5
+"""With that, and without warm-up, losses fall evenly: one that jumps does so a step earlier or later."""
 
 
 class Trainee(Protocol):
@@ -25,7 +28,7 @@ class Trainee(Protocol):
     def step(self, batch: Batch) -> Tensor:
         """One training step; returns the mean loss of the batch, without waiting for it."""
 
-    def new_optimizer(self) -> None:
+    def new_optimizer(self, lr: float = LR) -> None:
         """Forgets what training has gathered beside the weights."""
 
 
@@ -49,9 +52,9 @@ class Ours:
         self.more = {"output_hidden_states": True} if setting.keeps_padding else {}
         self.new_optimizer()
 
-    def new_optimizer(self) -> None:
+    def new_optimizer(self, lr: float = LR) -> None:
         """Without masters of earlier weights."""
-        self.optimizer = self.optimizer_class(self.module.parameters(), **OPTIONS)
+        self.optimizer = self.optimizer_class(self.module.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
         self.manager = bmt.optim.OptimManager()
         self.manager.add_optimizer(self.optimizer)
 
@@ -91,9 +94,10 @@ class Theirs:
         self.run = torch.compile(self.module) if setting.compiled else self.module
         self.dtype = getattr(torch, setting.dtype)
 
-    def new_optimizer(self) -> None:
+    def new_optimizer(self, lr: float = LR) -> None:
         """Without moments."""
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True, **OPTIONS)
+        options: dict[str, Any] = {"lr": lr, "weight_decay": WEIGHT_DECAY}
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True, **options)
 
     def step(self, batch: Batch) -> Tensor:
         """As Transformers' users write it."""

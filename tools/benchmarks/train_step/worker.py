@@ -19,7 +19,7 @@ from model_center import engine as bmt
 from model_center.recipe.arithmetic import training_flops
 
 from .batches import WORDS_OF_CURVES, Batch, make_batches
-from .trainees import Trainee, make_trainee
+from .trainees import CALM_LR, Trainee, make_trainee
 from .workloads import Setting, Workload
 
 BATCHES = 4
@@ -95,7 +95,7 @@ class Worker:
     def load(self, path: str) -> dict[str, Any]:
         """Weights that `save` wrote, in this one's type."""
         bmt.load(self.trainee.module, path)
-        self.trainee.new_optimizer()
+        self.trainee.new_optimizer(CALM_LR)
         return {}
 
     def save(self, path: str) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Worker:
         with torch.no_grad():
             for parameter in self.trainee.module.parameters():
                 parameter.copy_(parameter.bfloat16())
-        self.trainee.new_optimizer()
+        self.trainee.new_optimizer(CALM_LR)
         bmt.save(self.trainee.module, Path(path))
         return {}
 
