@@ -1,7 +1,8 @@
 """The least time that a training step could take: its products at the rate that this device keeps up.
 
 A GPU under full load slows its clock down until it takes no more power than it may, so that the rate of a few products
-says too much. Element-wise work is not counted, since a kernel may do it on the way.
+says too much. (Products between other kernels run faster, because these let the GPU save the power; the step does not.)
+Element-wise work is not counted, since a kernel may do it on the way.
 """
 
 import time
@@ -58,7 +59,7 @@ class Floor:
 
     @property
     def samples_per_second(self) -> float:
-        """What no implementation of these products surpasses."""
+        """What products at the lasting rate leave room for."""
         return 1e3 * self.samples / (self.product_milliseconds + self.update_milliseconds)
 
     def report(self) -> dict[str, Any]:
