@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from functools import cache
+from operator import attrgetter
 from typing import TypeVar, cast
 
 import torch
@@ -11,13 +12,15 @@ import torch
 TensorT = TypeVar("TensorT", bound=torch.Tensor)
 
 _OLDEST_GPU = (8, 0)
+_is_on_gpu = attrgetter("is_cuda")
 _logger = logging.getLogger(__name__)
 
 
 def fits_one_pass(*tensors: torch.Tensor) -> bool:
     """Whether kernels that go once over memory take these, the first of which is of half precision."""
-    suits = tensors[0].is_cuda and tensors[0].itemsize == 2 and runs_triton(tensors[0].device)
-    return suits and all(tensor.is_cuda and tensor.is_contiguous() for tensor in tensors)
+    # Asked of each parameter in each step, so without loops of Python's own.
+    suits = tensors[0].itemsize == 2 and all(map(_is_on_gpu, tensors)) and runs_triton(tensors[0].device)
+    return suits and all(map(torch.Tensor.is_contiguous, tensors))
 
 
 @cache
@@ -65,13 +68,13 @@ def local_norm(tensors: Sequence[torch.Tensor], norm_type: float, device: torch.
     Returns:
         Float32 scalar.
     """
+    groups = group_by_kind([tensor for tensor in tensors if tensor.numel()])
+    if not groups:
+        return torch.zeros((), device=device)
     # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
     norms = [
-        norm.float()
-        for group in group_by_kind([tensor for tensor in tensors if tensor.numel()])
-        for norm in torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32))
+        torch.stack(torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32)))
+        for group in groups
     ]
-    if not norms:
-        return torch.zeros((), device=device)
-    stacked = torch.stack([norm.to(norms[0].device) for norm in norms])
+    stacked = torch.cat([norm.to(norms[0].device, torch.float32) for norm in norms])
     return cast(torch.Tensor, torch.linalg.vector_norm(stacked, norm_type))

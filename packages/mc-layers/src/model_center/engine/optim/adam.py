@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -19,6 +20,8 @@ INITIAL_LOSS_SCALE = 65536.0
 BUCKET_ELEMENTS = 2**24
 
 Bucket: TypeAlias = list[torch.nn.Parameter]
+
+_in_order = itemgetter("master", "exp_avg", "exp_avg_sq", "step")
 
 
 class AdamOptimizer(AdamState):
@@ -125,11 +128,9 @@ class AdamOptimizer(AdamState):
             if parameter.grad is None:
                 continue
             state = self._state_of(parameter)
-            held, gradient = local(parameter.detach()), local_gradient(parameter)
+            held, gradient = local(parameter), local(parameter.grad)
             if "master" in state and gradient.dtype == held.dtype and fits_one_pass(held, gradient, *state.values()):
-                operands.append(
-                    (held, gradient, *(state[name] for name in ("master", "exp_avg", "exp_avg_sq", "step")))
-                )
+                operands.append((held, gradient, *_in_order(state)))
             else:
                 others.append(parameter)
         if operands:

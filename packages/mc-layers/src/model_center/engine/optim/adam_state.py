@@ -174,9 +174,9 @@ class AdamState(torch.optim.Optimizer):
         return current_engine().all_reduce(steps, "max").tolist()
 
     def _state_of(self, parameter: torch.nn.Parameter) -> State:
-        if not self.state[parameter]:
-            self.state[parameter] = self._new_state(parameter)
         state: State = self.state[parameter]
+        if not state:
+            state = self.state[parameter] = self._new_state(parameter)
         return state
 
     def _new_state(self, parameter: torch.nn.Parameter) -> State:

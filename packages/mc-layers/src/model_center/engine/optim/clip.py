@@ -48,12 +48,15 @@ def clip_grad_norm(
     gradients = gradients_of(groups)
     norm = engine.total_norm(gradients, order) / scale
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0)
-    local = [engine.local(gradient) for gradient in gradients]
-    if in_one_pass := [gradient for gradient in local if fits_one_pass(gradient)]:
+    in_one_pass: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    for gradient in map(engine.local, gradients):
+        (in_one_pass if fits_one_pass(gradient) else others).append(gradient)
+    if in_one_pass:
         from model_center.engine.optim import kernels  # where there is Triton
 
         kernels.multiply(in_one_pass, factor)
-    for group in group_by_kind([gradient for gradient in local if not fits_one_pass(gradient)]):
+    for group in group_by_kind(others):
         if group[0].itemsize > 2:
             torch._foreach_mul_(group, factor.to(group[0].device))
         else:  # which would round the factor to half precision on a GPU

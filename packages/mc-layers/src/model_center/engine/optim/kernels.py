@@ -7,8 +7,9 @@ where it and what belongs to it lie. The host would take longer to launch a kern
 # Triton compiles kernels and knows no annotations of its own values.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
+import math
+from array import array
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 import torch
 import triton
@@ -44,6 +45,18 @@ def _pointer(table_ptr, tensors, row: tl.constexpr, column, TYPE: tl.constexpr, 
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def _count_kernel(table_ptr, corrections_ptr, tensors, log_beta1, log_beta2, TILE: tl.constexpr):
+    columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    there = columns < tensors
+    steps = tl.load(table_ptr + 7 * tensors + columns, mask=there, other=0).to(tl.pointer_type(tl.float32))
+    count = tl.load(steps, mask=there, other=0.0) + 1
+    tl.store(steps, count, mask=there)
+    count = count.to(tl.float64)  # float32 would lose the first steps' digits
+    tl.store(corrections_ptr + 2 * columns, 1 - tl.exp(count * log_beta1), mask=there)
+    tl.store(corrections_ptr + 2 * columns + 1, tl.sqrt(1 - tl.exp(count * log_beta2)), mask=there)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
@@ -91,9 +104,8 @@ def multiply(gradients: Sequence[torch.Tensor], factor: torch.Tensor) -> None:
         gradients: Float16 or bfloat16, contiguous.
         factor: What they are multiplied by, before rounding.
     """
-    for kind, options in _kinds([gradients]):
-        table, tiles = _table([gradients], kind)
-        _scale_kernel[(tiles,)](table, factor, len(kind), **options)
+    for table, tiles, options in _launches(gradients):
+        _scale_kernel[(tiles,)](table, factor, table.shape[1], **options)
 
 
 def update(
@@ -128,36 +140,38 @@ def update(
         weight_decay: Part of a parameter that a step with learning rate 1 takes away.
         scale: The loss scale that gradients carry.
     """
-    torch._foreach_add_(list(steps), 1)
-    tensors = [parameters, gradients, masters, exp_avgs, exp_avg_sqs]
-    for kind, options in _kinds(tensors):
-        counted = torch.stack([steps[i] for i in kind]).double()  # float32 would lose the first steps' digits
-        corrections = torch.stack((1 - betas[0] ** counted, (1 - betas[1] ** counted).sqrt()), -1).float()
-        table, tiles = _table(tensors, kind)
-        numbers = (lr, lr * weight_decay, 1 - betas[0], betas[1], 1 - betas[1], eps, scale)
-        _update_kernel[(tiles,)](table, corrections, len(kind), *numbers, **options)
+    logarithms = [math.log(beta) if beta else -math.inf for beta in betas]
+    numbers = (lr, lr * weight_decay, 1 - betas[0], betas[1], 1 - betas[1], eps, scale)
+    for table, tiles, options in _launches(parameters, gradients, masters, exp_avgs, exp_avg_sqs, steps):
+        columns = table.shape[1]
+        corrections = torch.empty(columns, 2, device=table.device)
+        _count_kernel[(triton.cdiv(columns, _TILE),)](table, corrections, columns, *logarithms, TILE=_TILE)
+        _update_kernel[(tiles,)](table, corrections, columns, *numbers, **options)
 
 
-def _kinds(tensors: Sequence[Sequence[torch.Tensor]]) -> Iterator[tuple[list[int], dict[str, object]]]:
-    """Yields the numbers of tensors that one launch takes, empty ones left out, and what the kernel is compiled for.
+def _launches(*rows: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int, dict[str, object]]]:
+    """Yields the table of each launch, the number of its tiles, and what the kernel is compiled for.
+
+    The host does not wait for the device. A column with no elements has no tiles.
 
     Args:
-        tensors: Parameters, or gradients alone, and then columns of what belongs to each of them.
+        rows: Parameters, or gradients alone, and then what belongs to each of them.
     """
-    kinds: dict[tuple[torch.dtype, bool], list[int]] = {}
-    for number, (first, *others) in enumerate(zip(*tensors, strict=True)):
-        places = (first.numel(), *(tensor.data_ptr() for tensor in (first, *others)))
-        if first.numel():
-            kinds.setdefault((first.dtype, all(place % _ALIGNMENT == 0 for place in places)), []).append(number)
-    for (dtype, aligned), kind in kinds.items():
-        yield kind, {"TYPE": _TYPES[dtype], "ALIGNED": aligned, "TILE": _TILE}
-
-
-def _table(tensors: Sequence[Sequence[torch.Tensor]], kind: Sequence[int]) -> tuple[torch.Tensor, int]:
-    """Return the table of those of a kind and the number of their tiles. The host does not wait for the device."""
-    sizes = [tensors[0][number].numel() for number in kind]
-    *begins, tiles = accumulate((triton.cdiv(size, _TILE) for size in sizes), initial=0)
-    addresses = [[each[number].data_ptr() for number in kind] for each in tensors]
-    device = tensors[0][kind[0]].device
-    table = torch.tensor([begins, sizes, *addresses], pin_memory=device.type == "cuda")
-    return table.to(device, non_blocking=True), tiles
+    dtypes = [tensor.dtype for tensor in rows[0]]
+    sizes = [tensor.numel() for tensor in rows[0]]
+    numbers = array("q", sizes + [tensor.data_ptr() for row in rows for tensor in row])
+    columns = torch.frombuffer(numbers, dtype=torch.int64).view(-1, len(sizes))
+    aligned = (columns % _ALIGNMENT == 0).all(0)
+    device = rows[0][0].device
+    for dtype in set(dtypes):
+        of_type = torch.tensor([each == dtype for each in dtypes])
+        for is_aligned, taken in ((True, of_type & aligned), (False, of_type & ~aligned)):
+            if not taken.any():
+                continue
+            held = columns[:, taken]
+            tiles = (held[0] + _TILE - 1) // _TILE
+            ends = tiles.cumsum(0)
+            table = torch.vstack((ends - tiles, held))
+            if device.type == "cuda":
+                table = table.pin_memory().to(device, non_blocking=True)
+            yield table, int(ends[-1]), {"TYPE": _TYPES[dtype], "ALIGNED": is_aligned, "TILE": _TILE}

@@ -87,4 +87,5 @@ class LossScaler:
 
 def gradients_of(param_groups: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     """All gradients that are there."""
-    return [parameter.grad for group in param_groups for parameter in group["params"] if parameter.grad is not None]
+    gradients = (parameter.grad for group in param_groups for parameter in group["params"])
+    return [gradient for gradient in gradients if gradient is not None]
