@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 from collections.abc import Sequence
 from functools import cache
 from operator import attrgetter
@@ -71,10 +72,17 @@ def local_norm(tensors: Sequence[torch.Tensor], norm_type: float, device: torch.
     groups = group_by_kind([tensor for tensor in tensors if tensor.numel()])
     if not groups:
         return torch.zeros((), device=device)
-    # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
-    norms = [
-        torch.stack(torch._foreach_norm(group, norm_type, dtype=torch.promote_types(group[0].dtype, torch.float32)))
-        for group in groups
-    ]
+    norms = [_norms(group, norm_type) for group in groups]
     stacked = torch.cat([norm.to(norms[0].device, torch.float32) for norm in norms])
     return cast(torch.Tensor, torch.linalg.vector_norm(stacked, norm_type))
+
+
+def _norms(tensors: list[torch.Tensor], norm_type: float) -> torch.Tensor:
+    """Norms of parts of tensors of one kind; the norm of these is that of all."""
+    if norm_type in (2, math.inf) and all(map(fits_one_pass, tensors)):
+        from model_center.engine.optim import kernels  # where there is Triton
+
+        return kernels.norms(tensors, largest=norm_type == math.inf)
+    # A norm of float16 values often exceeds what float16 holds, so that its result type must be asked for.
+    result_type = torch.promote_types(tensors[0].dtype, torch.float32)
+    return torch.stack(torch._foreach_norm(tensors, norm_type, dtype=result_type))

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 
 _TILE = 2048
+_COUNTS = 128
+"""Few, as many GPUs are slow in float64."""
 _ALIGNMENT = 16
 """Threads read several elements at once where addresses and numbers of elements are multiples of it."""
 _TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -48,8 +50,8 @@ def _pointer(table_ptr, tensors, row: tl.constexpr, column, TYPE: tl.constexpr, 
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
-def _count_kernel(table_ptr, corrections_ptr, tensors, log_beta1, log_beta2, TILE: tl.constexpr):
-    columns = tl.program_id(0) * TILE + tl.arange(0, TILE)
+def _count_kernel(table_ptr, corrections_ptr, tensors, log_beta1, log_beta2, COUNTS: tl.constexpr):
+    columns = tl.program_id(0) * COUNTS + tl.arange(0, COUNTS)
     there = columns < tensors
     steps = tl.load(table_ptr + 7 * tensors + columns, mask=there, other=0).to(tl.pointer_type(tl.float32))
     count = tl.load(steps, mask=there, other=0.0) + 1
@@ -93,6 +95,37 @@ def _scale_kernel(
     gradients = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
     gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) * tl.load(factor_ptr)
     tl.store(gradients, gradient.to(TYPE), mask=inside)
+
+
+@triton.jit(do_not_specialize=_RUN_TIME)
+def _norm_kernel(
+    table_ptr, norms_ptr, tensors, LARGEST: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    column, places, inside = _place(table_ptr, tensors, ALIGNED, TILE)
+    gradients = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
+    gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32)
+    if LARGEST:  # The bits without the sign, as integers, are in the order of absolute values, with NaN above infinity.
+        norm = tl.max(gradient.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
+    else:
+        norm = tl.sqrt(tl.sum(gradient * gradient))
+    tl.store(norms_ptr + tl.program_id(0), norm)
+
+
+def norms(gradients: Sequence[torch.Tensor], *, largest: bool) -> torch.Tensor:
+    """Norms of pieces of gradients; the norm of these is that of all gradients as one vector.
+
+    Args:
+        gradients: Float16 or bfloat16, contiguous, not all empty.
+        largest: Whether to return largest absolute values (NaN where there is one) instead of Euclidean norms.
+
+    Returns:
+        Float32, one-dimensional.
+    """
+    found = []
+    for table, tiles, options in _launches(gradients):
+        found.append(torch.empty(tiles, device=table.device))
+        _norm_kernel[(tiles,)](table, found[-1], table.shape[1], LARGEST=largest, **options)
+    return torch.cat(found)
 
 
 def multiply(gradients: Sequence[torch.Tensor], factor: torch.Tensor) -> None:
@@ -145,7 +178,7 @@ def update(
     for table, tiles, options in _launches(parameters, gradients, masters, exp_avgs, exp_avg_sqs, steps):
         columns = table.shape[1]
         corrections = torch.empty(columns, 2, device=table.device)
-        _count_kernel[(triton.cdiv(columns, _TILE),)](table, corrections, columns, *logarithms, TILE=_TILE)
+        _count_kernel[(triton.cdiv(columns, _COUNTS),)](table, corrections, columns, *logarithms, COUNTS=_COUNTS)
         _update_kernel[(tiles,)](table, corrections, columns, *numbers, **options)
 
 
