@@ -162,7 +162,8 @@ class AdamOptimizer(AdamState):
         targets, gradients, exp_avgs, exp_avg_sqs = operands
         # What is divided is a copy, and it is the only one.
         converted = [
-            gradient.to(target.dtype, copy=scale != 1) for gradient, target in zip(gradients, targets, strict=True)
+            _laid_out_as(target, gradient.to(target.dtype, copy=scale != 1))
+            for gradient, target in zip(gradients, targets, strict=True)
         ]
         if scale != 1:
             torch._foreach_div_(converted, scale)
@@ -224,6 +225,11 @@ def _pieces(operands: Sequence[list[torch.Tensor]]) -> list[Sequence[list[torch.
         return [operands]
     rows = max(1, BUCKET_ELEMENTS * len(first) // first.numel())
     return [[[part] for part in parts] for parts in zip(*(tensor.split(rows) for (tensor,) in operands), strict=True)]
+
+
+def _laid_out_as(target: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient in the order of the target's memory, which PyTorch's fused AdamW needs on GPUs."""
+    return gradient if gradient.stride() == target.stride() else torch.empty_like(target).copy_(gradient)
 
 
 def local_gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
