@@ -70,8 +70,9 @@ def test_both_optimizers_follow_torchs_adamw(dtype: torch.dtype, buckets: int, m
         on_gpu.step(scale=8)
         on_host.step(scale=8)
         reference.step()
-    for one, other, master in zip(ours, offloaded, masters, strict=True):
-        own = on_gpu.state[one].get("master", one.detach())
+    saved = on_gpu.state_dict()["state"]
+    for index, (one, other, master) in enumerate(zip(ours, offloaded, masters, strict=True)):
+        own = saved[index].get("master", one.detach()).cuda()
         torch.testing.assert_close(own, master.detach(), rtol=2e-6, atol=1e-6)
         assert torch.equal(one, own.to(dtype))
         # The host's kernel orders its operations otherwise than the GPU's.

@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
-from triton_kernels import COMPILED, DEVICE, INTERPRETED, run_interpreted, runs_kernels, starts_interpreter
+from triton_kernels import COMPILED, DEVICE, run_interpreted, runs_kernels, starts_interpreter
 
 from model_center.engine import TorchEngine, tensors, use_engine
 from model_center.engine.optim import AdamOptimizer, clip_grad_norm
+from model_center.engine.optim.masters import joined
 
 pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu] if COMPILED else []
@@ -42,17 +43,16 @@ def tensors_of(sizes: list[int], dtype: torch.dtype, *, aligned: bool) -> list[t
 @pytest.mark.parametrize("betas", [(0.9, 0.98), (0.0, 0.9999)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_follows_torchs_adamw(dtype: torch.dtype, betas: tuple[float, float], aligned: bool) -> None:
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("the interpreter takes the bits of bfloat16 for integers")
     from model_center.engine.optim import kernels
 
     torch.manual_seed(0)
-    masters = tensors_of(SIZES, torch.float32, aligned=aligned)
-    references = [torch.nn.Parameter(master.clone()) for master in masters]
+    parameters = tensors_of(SIZES, dtype, aligned=aligned)
+    references = [torch.nn.Parameter(parameter.float()) for parameter in parameters]
+    in_halves = dtype is torch.bfloat16
+    masters = [torch.zeros_like(each, dtype=torch.int16) if in_halves else each.float() for each in parameters]
     options = {"lr": 3e-3, "betas": betas, "eps": 1e-6, "weight_decay": 0.1}
     optimizer = torch.optim.AdamW(references, **options)  # type: ignore[arg-type]
-    parameters = tensors_of(SIZES, dtype, aligned=aligned)
-    moments = [[torch.zeros_like(master) for master in masters] for _ in range(2)]
+    moments = [[torch.zeros_like(reference) for reference in references] for _ in range(2)]
     steps = [torch.zeros((), device=DEVICE) for _ in SIZES]
     for number in range(4):
         gradients = [gradient * 64 for gradient in tensors_of(SIZES, dtype, aligned=True)]
@@ -66,8 +66,9 @@ def test_follows_torchs_adamw(dtype: torch.dtype, betas: tuple[float, float], al
         kernels.update(*operands, scale=64, **options)  # type: ignore[arg-type]
     for index, reference in enumerate(references):
         state = optimizer.state[reference]
-        assert_close(masters[index], reference.detach(), rtol=2e-6, atol=2e-7)
-        assert torch.equal(parameters[index], masters[index].to(dtype))
+        master = joined(parameters[index], masters[index]) if in_halves else masters[index]
+        assert_close(master, reference.detach(), rtol=2e-6, atol=2e-7)
+        assert torch.equal(parameters[index], master.to(dtype))
         assert steps[index] == state["step"]
         assert_close(moments[0][index], state["exp_avg"], rtol=1e-5, atol=1e-7)
         assert_close(moments[1][index], state["exp_avg_sq"], rtol=1e-5, atol=1e-9)
@@ -75,11 +76,12 @@ def test_follows_torchs_adamw(dtype: torch.dtype, betas: tuple[float, float], al
 
 @runs_kernels
 @pytest.mark.parametrize("aligned", [True, False])
-def test_multiplies_in_place(aligned: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_multiplies_in_place(dtype: torch.dtype, aligned: bool) -> None:
     from model_center.engine.optim import kernels
 
-    gradients = tensors_of([*SIZES, 0], torch.float16, aligned=aligned)
-    expected = [(gradient.float() * 0.37).half() for gradient in gradients]
+    gradients = tensors_of([*SIZES, 0], dtype, aligned=aligned)
+    expected = [(gradient.float() * 0.37).to(dtype) for gradient in gradients]
     kernels.multiply(gradients, torch.tensor(0.37, device=DEVICE))
     kernels.multiply(gradients[-1:], torch.tensor(0.37, device=DEVICE))
     for gradient, product in zip(gradients, expected, strict=True):
@@ -89,9 +91,10 @@ def test_multiplies_in_place(aligned: bool) -> None:
 @runs_kernels
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("norm_type", [2, math.inf])
-def test_norms(norm_type: float, aligned: bool, kernels_take_all: None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms(dtype: torch.dtype, norm_type: float, aligned: bool, kernels_take_all: None) -> None:
     torch.manual_seed(0)
-    gradients = [64 * gradient for gradient in tensors_of(SIZES, torch.float16, aligned=aligned)]
+    gradients = [64 * gradient for gradient in tensors_of(SIZES, dtype, aligned=aligned)]
     whole = torch.cat(gradients).double()
     norm = tensors.local_norm(gradients, norm_type, DEVICE)
     assert norm.item() == pytest.approx(torch.linalg.vector_norm(whole, norm_type).item(), rel=1e-6)
@@ -102,7 +105,7 @@ def test_norms(norm_type: float, aligned: bool, kernels_take_all: None) -> None:
 
 
 def reload_shards(optimizer: AdamOptimizer) -> None:
-    shards = {(shard.index, shard.name): shard.tensor.clone() for shard in optimizer.shards()}
+    shards = {(shard.index, shard.name): shard.read().clone() for shard in optimizer.shards()}
     optimizer.load_shards(optimizer.options(), lambda index, name, _: shards[index, name])
 
 
@@ -136,7 +139,8 @@ def train_with_changes(dtype: torch.dtype) -> list[torch.Tensor]:
         clip_grad_norm(optimizer.param_groups, max_norm=10.0, scale=2.0)
         optimizer.step(scale=2.0)
     assert [state["step"].item() for state in optimizer.state.values()] == [8, 7, 8]
-    return [optimizer.state[parameter]["master"] for parameter in parameters] + [each.detach() for each in parameters]
+    masters = [state["master"] for state in optimizer.state_dict()["state"].values()]
+    return masters + [parameter.detach() for parameter in parameters]
 
 
 @runs_kernels
@@ -145,8 +149,6 @@ def test_with_and_without_the_kernels(
     dtype: torch.dtype, kernels_take_all: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same training by the kernels, which are to remember nothing, and by PyTorch's multi-tensor operations."""
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("the interpreter takes the bits of bfloat16 for integers")
     from model_center.engine.optim import kernels
 
     update, sizes = kernels.update, []

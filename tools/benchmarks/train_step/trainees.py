@@ -1,6 +1,6 @@
 """A model with its optimizer, ours or Transformers', that does training steps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +31,9 @@ class Trainee(Protocol):
     def new_optimizer(self, lr: float = LR) -> None:
         """Forgets what training has gathered beside the weights."""
 
+    def set_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Goes on from weights that may be finer than the module's own, which they have been rounded to."""
+
 
 class Ours:
     """A public model under a public engine."""
@@ -57,6 +60,18 @@ class Ours:
         self.optimizer = self.optimizer_class(self.module.parameters(), lr=lr, weight_decay=WEIGHT_DECAY)
         self.manager = bmt.optim.OptimManager()
         self.manager.add_optimizer(self.optimizer)
+
+    def set_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """As from a checkpoint of the optimizer before its first step."""
+        names = [name for name, _ in self.module.named_parameters()]
+
+        def read(index: int, name: str, held: range) -> Tensor:
+            if name == "step":
+                return torch.zeros(1)
+            whole = weights[names[index]].flatten()[held.start : held.stop]
+            return whole if name == "master" else torch.zeros_like(whole)
+
+        self.optimizer.load_shards(self.optimizer.options(), read)
 
     def step(self, batch: Batch) -> Tensor:
         """As a user writes it."""
@@ -98,6 +113,9 @@ class Theirs:
         """Without moments."""
         options: dict[str, Any] = {"lr": lr, "weight_decay": WEIGHT_DECAY}
         self.optimizer = torch.optim.AdamW(self.module.parameters(), fused=True, **options)
+
+    def set_masters(self, weights: Mapping[str, Tensor]) -> None:
+        """Nothing: its weights are the masters."""
 
     def step(self, batch: Batch) -> Tensor:
         """As Transformers' users write it."""

@@ -93,16 +93,14 @@ class Worker:
         return {"losses": values, "weights": digest.hexdigest(), "seconds": (time.perf_counter() - start) / steps}
 
     def load(self, path: str) -> dict[str, Any]:
-        """Weights that `save` wrote, in this one's type."""
+        """Weights that `save` wrote, in this one's type, beside masters that are not rounded to it."""
         bmt.load(self.trainee.module, path)
         self.trainee.new_optimizer(CALM_LR)
+        self.trainee.set_masters(torch.load(path, weights_only=True, mmap=True))
         return {}
 
     def save(self, path: str) -> dict[str, Any]:
-        """Writes the weights, rounded to what every type of ours can hold, and goes on from these."""
-        with torch.no_grad():
-            for parameter in self.trainee.module.parameters():
-                parameter.copy_(parameter.bfloat16())
+        """Writes the weights, and goes on from these."""
         self.trainee.new_optimizer(CALM_LR)
         bmt.save(self.trainee.module, Path(path))
         return {}

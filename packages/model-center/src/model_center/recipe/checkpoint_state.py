@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from model_center.engine import compare_states, current_engine, load_state_dict
-from model_center.engine.optim import AdamOptimizer, OptimManager
+from model_center.engine.optim import AdamOptimizer, OptimManager, ReadTensor, Shard
 from model_center.model.base import BaseModel
 from model_center.model.checkpoint import MAX_FILE_BYTES, Checkpoint, SafetensorsFile
 from model_center.model.source import CONFIG_NAME, LocalDirectory, read_json
@@ -89,11 +90,11 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor that this process writes, and where to."""
+    """A tensor that this process writes, where to, and what returns it."""
 
     file: str
     name: str
-    tensor: torch.Tensor
+    read: ReadTensor
 
 
 class Layout:
@@ -120,7 +121,7 @@ class Layout:
         self.weight_map = {name: file for file, names in zip(files, parts, strict=True) for name in names}
         self._writers = {file: number % engine.world_size for number, file in enumerate(files)}
         file = rank_file("random", engine.rank, engine.world_size)
-        self._own = [Piece(file, name, tensor) for name, tensor in random_states().items()]
+        self._own = [Piece(file, name, tensor.detach) for name, tensor in random_states().items()]
         for number, optimizer in enumerate(state.optimizers):
             self._own += self._shards(optimizer, number)
 
@@ -132,7 +133,7 @@ class Layout:
         return {"metadata": {"total_size": self.total_bytes}, "weight_map": self.weight_map}
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what this process writes; the tensors are those of training, not copies.
+        """Yield what this process writes; the tensors are those of training, or made when they are read.
 
         Weights are gathered one by one, so that all processes must go through it to its end.
         """
@@ -142,7 +143,7 @@ class Layout:
             if isinstance(self._tensors[name], torch.nn.Parameter):
                 tensor = engine.whole(self._tensors[name], engine.local(tensor)).view(self._shapes[name])
             if self._writers[file] == engine.rank:
-                yield Piece(file, name, tensor)
+                yield Piece(file, name, tensor.detach)
         yield from self._own
 
     def names(self, file: str) -> list[str]:
@@ -156,16 +157,20 @@ class Layout:
         names = [name for group in self._state.parameter_names(optimizer) for name in group]
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for shard in optimizer.shards():
-            start, tensor = shard.start, shard.tensor
+            part = slice(0, shard.size)
             replicated = engine.replicated(parameters[shard.index])
             if shard.name == "step":
                 if engine.held_range(parameters[shard.index]).start or (replicated and engine.rank):
                     continue  # the process that holds the first element writes it
             elif replicated:
-                first, stop = (len(tensor) * each // engine.world_size for each in (engine.rank, engine.rank + 1))
-                start, tensor = start + first, tensor[first:stop]
-            if len(tensor):
-                yield Piece(file, f"{number}/{shard.name}/{start}/{names[shard.index]}", tensor)
+                part = slice(*(shard.size * each // engine.world_size for each in (engine.rank, engine.rank + 1)))
+            if part.stop > part.start:
+                name = f"{number}/{shard.name}/{shard.start + part.start}/{names[shard.index]}"
+                yield Piece(file, name, partial(_part_of, shard, part))
+
+
+def _part_of(shard: Shard, part: slice) -> torch.Tensor:
+    return shard.read()[part]
 
 
 def _parts(sizes: Mapping[str, int], most: int) -> list[list[str]]:

@@ -182,7 +182,7 @@ class Writing:
                     SafetensorsWriter(self._directory / file, layout.names(file)) as writer,
                 ):
                     while piece is not None and piece.file == file:
-                        writer.add(piece.name, piece.tensor)
+                        writer.add(piece.name, piece.read())
                         piece = next(remaining, None)
                 self._record(file)
             except (OSError, ValueError) as caught:
@@ -249,12 +249,12 @@ class HostMemory:
 
     def copy(self, pieces: Iterable[Piece]) -> tuple[list[Piece], torch.cuda.Event | None]:
         """Copy pieces, and return the copies and when they can be read; the caller need not wait for that."""
-        copied = [replace(piece, tensor=self._copy(piece)) for piece in pieces]
+        copied = [replace(piece, read=self._copy(piece).detach) for piece in pieces]
         device = current_engine().device
         return copied, torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
     def _copy(self, piece: Piece) -> torch.Tensor:
-        key, tensor = (piece.file, piece.name), piece.tensor
+        key, tensor = (piece.file, piece.name), piece.read()
         room = self._copies.get(key)
         if room is None or (room.shape, room.dtype) != (tensor.shape, tensor.dtype):
             room = self._copies[key] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)

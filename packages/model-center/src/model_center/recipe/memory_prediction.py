@@ -127,7 +127,8 @@ class Planner:
             held = -(-self.parameters // setting.world_size)
         else:
             held = -(-in_blocks // setting.world_size) + outside
-        states = held * state_bytes(self.config.dtype)
+        saved = held * saved_state_bytes(self.config.dtype)
+        states = saved if setting.offload else held * state_bytes(self.config.dtype)
         step = self._step(setting, batch) if exact else self._interpolated_step(setting, batch)
         gradients = held * itemsize
         gathered = self._gathered(setting, largest, outside * itemsize, in_blocks * itemsize)
@@ -148,7 +149,7 @@ class Planner:
             computing=on_gpu + earlier + max(step.forward, step.loss, step.backward) + gathered + WORKSPACE,
             updating=on_gpu + gradients + update + WORKSPACE,
             host_optimizer=states + held * itemsize if setting.offload else 0,
-            host_checkpoint=held * itemsize + states if setting.asynchronous_checkpoints else 0,
+            host_checkpoint=held * itemsize + saved if setting.asynchronous_checkpoints else 0,
         )
 
     def largest_rows(self, setting: Setting, batch: MicroBatch, memory: int) -> int:
@@ -209,5 +210,10 @@ def _between(low: StepMemory, high: StepMemory, share: float) -> StepMemory:
 
 
 def state_bytes(dtype: torch.dtype) -> int:
-    """Return what AdamW keeps for each weight of a type: two moments and, of half types, a master."""
+    """Return what AdamW keeps beside each weight of a type: two moments and, of half types, what makes a master."""
+    return 10 if dtype is torch.bfloat16 else saved_state_bytes(dtype)
+
+
+def saved_state_bytes(dtype: torch.dtype) -> int:
+    """Return what it saves, or keeps on the host, for each weight: two moments and, of half types, a master."""
     return 8 if dtype.itemsize >= 4 else 12

@@ -13,7 +13,7 @@ from model_center import engine
 
 from .agreement import from_first, together
 from .checkpoints import CheckpointStore, Found, find_newest
-from .memory_prediction import state_bytes
+from .memory_prediction import saved_state_bytes
 from .metrics import ValidationMetrics, valid_records
 from .pretrain_configuration import ObjectiveOptions, PretrainConfig
 from .run_directory import RunDirectory, check_output, check_resumable, status_file
@@ -153,7 +153,7 @@ def check_space(job: "PretrainingJob") -> str | None:
     output, options = Path(job.config.output), job.config.checkpoints
     whole_shape = engine.current_engine().whole_shape
     sizes = ((whole_shape(weight).numel(), weight.dtype) for weight in job.model.parameters())
-    size = sum(numel * (dtype.itemsize + state_bytes(dtype)) for numel, dtype in sizes)
+    size = sum(numel * (dtype.itemsize + saved_state_bytes(dtype)) for numel, dtype in sizes)
     free = shutil.disk_usage(next(place for place in (output, *output.parents) if place.exists())).free
     if job.overwrite:
         free += sum(file.stat().st_size for file in output.rglob("*") if file.is_file())

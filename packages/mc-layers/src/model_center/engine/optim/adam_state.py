@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 
 from model_center.engine.current import current_engine
 from model_center.engine.optim.loss_scale import LossScaler
+from model_center.engine.optim.masters import joined, remainder_of
 
 # What `AdamOptimizer` sets of each parameter group; what PyTorch adds by itself is not ours to ask for.
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
 
 State: TypeAlias = dict[str, torch.Tensor]
+ReadTensor: TypeAlias = Callable[[], torch.Tensor]
 ReadShard: TypeAlias = Callable[[int, str, range], torch.Tensor | None]
 
 
@@ -23,16 +26,18 @@ class Shard:
     Attributes:
         index: Number of the parameter, as PyTorch counts in `state_dict`.
         name: "exp_avg", "exp_avg_sq", "master" or "step".
-        start: Where `tensor` begins in the flattened whole.
+        start: Where it begins in the flattened whole.
         shape: Shape of the whole.
-        tensor: The elements from there on, one-dimensional.
+        size: Number of elements of it.
+        read: Returns these elements, one-dimensional: those of training, or made for this.
     """
 
     index: int
     name: str
     start: int
     shape: tuple[int, ...]
-    tensor: torch.Tensor
+    size: int
+    read: ReadTensor
 
 
 class AdamState(torch.optim.Optimizer):
@@ -51,23 +56,20 @@ class AdamState(torch.optim.Optimizer):
         processes; on the other ranks there are no tensors in it.
         """
         engine = current_engine()
-        parameters = self._parameters()
         state: dict[int, State] = {}
-        if engine.world_size == 1:
-            for index, held in super().state_dict()["state"].items():
-                state[index] = {
-                    name: tensor if name == "step" else engine.whole(parameters[index], tensor)
-                    for name, tensor in held.items()
-                }
-            return {**self.options(), "state": state}
-        for index, (parameter, step) in enumerate(zip(parameters, self._steps_anywhere(), strict=True)):
+        for index, (parameter, step) in enumerate(zip(self._parameters(), self._steps_anywhere(), strict=True)):
             if step < 0:
                 continue
             # A process that holds nothing of a parameter has no state of it, but must help to gather it.
             held = self.state.get(parameter) or self._new_state(parameter)
-            whole = {name: engine.whole(parameter, tensor) for name, tensor in held.items() if name != "step"}
-            if engine.rank == 0:  # and not left on the GPU
-                state[index] = {name: tensor.cpu() for name, tensor in whole.items()}
+            for name, read in self._saved_form(parameter, held):
+                if name == "step":
+                    continue
+                whole = engine.whole(parameter, read())
+                if engine.rank == 0:  # and what is made for this is not left on the GPU
+                    made = name == "master" or engine.world_size > 1
+                    state.setdefault(index, {})[name] = whole.cpu() if made else whole
+            if engine.rank == 0:
                 state[index]["step"] = torch.tensor(step)
         return {**self.options(), "state": state}
 
@@ -77,16 +79,17 @@ class AdamState(torch.optim.Optimizer):
         return {"param_groups": groups, "loss_scale": self.scaler.state_dict()}
 
     def shards(self) -> Iterator[Shard]:
-        """The state that this process holds, without communication and without copying."""
+        """The state that this process holds, without communication; nothing is copied but masters as they are read."""
         engine = current_engine()
         for index, parameter in enumerate(self._parameters()):
             held = engine.held_range(parameter)
             state = self.state.get(parameter) if held else None
-            for name, tensor in (state or {}).items():
+            for name, read in self._saved_form(parameter, state or {}):
                 if name == "step":
-                    yield Shard(index, name, 0, (), tensor.view(1))
+                    yield Shard(index, name, 0, (), 1, partial(_flattened, read))
                 else:
-                    yield Shard(index, name, held.start, tuple(engine.whole_shape(parameter)), tensor.flatten())
+                    shape = tuple(engine.whole_shape(parameter))
+                    yield Shard(index, name, held.start, shape, len(held), partial(_flattened, read))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` returned, also from the other of the two Adam optimizers.
@@ -118,6 +121,8 @@ class AdamState(torch.optim.Optimizer):
     def load_shards(self, options: Mapping[str, Any], read: ReadShard) -> None:
         """Restores state shard by shard, without communication.
 
+        Bfloat16 parameters become what their masters are rounded to, which they are in the same checkpoint.
+
         Args:
             options: What `options` returned.
             read: Called with the number of a parameter, the name of a state and the range of the flattened whole state
@@ -135,23 +140,36 @@ class AdamState(torch.optim.Optimizer):
         if (found := [len(group["params"]) for group in groups]) != sizes:
             raise ValueError(f"the state must be of parameter groups of {sizes} parameters, but is of {found}")
         restored: dict[torch.Tensor, State] = {}
+        rounded: list[tuple[torch.Tensor, torch.Tensor]] = []
         for index, parameter in enumerate(self._parameters()):
             step = read(index, "step", range(1))
             if step is not None:
-                restored[parameter] = self._restored(parameter, index, step, read)
+                restored[parameter] = self._restored(parameter, index, step, read, rounded)
         # PyTorch would convert all state, masters too, to each parameter's type: it gets the groups only.
         super().load_state_dict({"state": {}, "param_groups": groups})
         self.state.update(restored)
+        for held, value in rounded:
+            held.copy_(value)
+        current_engine().after_update()
         if "loss_scale" in options:
             self.scaler = LossScaler(**options["loss_scale"])
 
-    def _restored(self, parameter: torch.nn.Parameter, index: int, step: torch.Tensor, read: ReadShard) -> State:
+    def _restored(
+        self,
+        parameter: torch.nn.Parameter,
+        index: int,
+        step: torch.Tensor,
+        read: ReadShard,
+        rounded: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> State:
+        """The state of a parameter; the parameter and its value go to `rounded` where they are half the master."""
         held = current_engine().held_range(parameter)
         state = self._new_state(parameter)
         state["step"].copy_(step.view(()))
-        for name, tensor in state.items():
-            if name == "step" or not held:
+        for kept_as, tensor in state.items():
+            if kept_as == "step" or not held:
                 continue
+            name = "master" if kept_as == "remainder" else kept_as
             saved = read(index, name, held)
             if saved is None and name == "master":
                 continue  # saved with float32 parameters: they are the masters, and may have been loaded
@@ -160,7 +178,13 @@ class AdamState(torch.optim.Optimizer):
             if saved.numel() != len(held):
                 found = f"must have {len(held)} elements here, but has {saved.numel()}"
                 raise ValueError(f"the state `{name}` of parameter {index} {found}")
-            tensor.copy_(saved.view(tensor.shape))
+            saved = saved.view(tensor.shape)
+            if kept_as == "remainder":
+                own = current_engine().local(parameter.detach())
+                master = saved.to(own.device, torch.float32)
+                rounded.append((own, master.bfloat16()))
+                saved = remainder_of(rounded[-1][1], master)
+            tensor.copy_(saved)
         return state
 
     def _parameters(self) -> list[torch.nn.Parameter]:
@@ -180,7 +204,10 @@ class AdamState(torch.optim.Optimizer):
         return state
 
     def _new_state(self, parameter: torch.nn.Parameter) -> State:
-        """Moments of zero and, unless the parameter can be updated where and as it is, its master."""
+        """Moments of zero and, unless the parameter can be updated where and as it is, its master.
+
+        A bfloat16 parameter's master is the parameter and a "remainder", if it is kept beside it.
+        """
         device = self._state_device(parameter)
         held = current_engine().local(parameter.detach())
         dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -189,10 +216,24 @@ class AdamState(torch.optim.Optimizer):
             "exp_avg": torch.zeros_like(held, dtype=dtype, device=device),
             "exp_avg_sq": torch.zeros_like(held, dtype=dtype, device=device),
         }
-        if dtype != parameter.dtype or device != parameter.device:
+        if parameter.dtype is torch.bfloat16 and device == parameter.device:
+            state["remainder"] = torch.zeros_like(held, dtype=torch.int16)
+        elif dtype != parameter.dtype or device != parameter.device:
             state["master"] = held.to(device, dtype, copy=True)
         return state
+
+    def _saved_form(self, parameter: torch.nn.Parameter, state: State) -> Iterator[tuple[str, ReadTensor]]:
+        """The names under which a state is saved, and what returns its tensors: masters are whole there."""
+        for name, tensor in state.items():
+            if name == "remainder":
+                yield "master", partial(joined, current_engine().local(parameter.detach()), tensor)
+            else:
+                yield name, tensor.detach
 
     def _state_device(self, parameter: torch.nn.Parameter) -> torch.device:
         """Where the moments and the master of a parameter are kept and updated."""
         return parameter.device
+
+
+def _flattened(read: ReadTensor) -> torch.Tensor:
+    return read().flatten()

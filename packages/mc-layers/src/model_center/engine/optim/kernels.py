@@ -20,7 +20,6 @@ _COUNTS = 128
 """Few, as many GPUs are slow in float64."""
 _ALIGNMENT = 16
 """Threads read several elements at once where addresses and numbers of elements are multiples of it."""
-_TYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _RUN_TIME = ["tensors"]
 
 
@@ -49,6 +48,39 @@ def _pointer(table_ptr, tensors, row: tl.constexpr, column, TYPE: tl.constexpr, 
     return pointer
 
 
+@triton.jit
+def _widened(values, BFLOAT16: tl.constexpr):
+    """Return float32 of float16, or of the bits of bfloat16."""
+    if BFLOAT16:
+        return (values.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _narrowed(values, BFLOAT16: tl.constexpr):
+    """Round float32 to float16, or to the bits of bfloat16: to the nearest, and from the middle to the even one."""
+    if BFLOAT16:
+        bits = values.to(tl.int32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(values == values, rounded, 0x7FC0).to(tl.int16)
+    return values.to(tl.float16)
+
+
+@triton.jit
+def _joined(parameters, remainders):
+    """Return the masters of bfloat16 parameters: what `masters.joined` says."""
+    lowest = tl.where((parameters & 0x7FFF) == 0, 0, -32768)
+    bits = (parameters.to(tl.int32) << 16) + tl.maximum(remainders.to(tl.int32), lowest)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _remainder_of(parameters, masters):
+    """Return what is kept of the masters that bfloat16 parameters were rounded from."""
+    difference = masters.to(tl.int32, bitcast=True) - (parameters.to(tl.int32) << 16)
+    return tl.minimum(difference, 32767).to(tl.int16)
+
+
 @triton.jit(do_not_specialize=_RUN_TIME)
 def _count_kernel(table_ptr, corrections_ptr, tensors, log_beta1, log_beta2, COUNTS: tl.constexpr):
     columns = tl.program_id(0) * COUNTS + tl.arange(0, COUNTS)
@@ -64,16 +96,20 @@ def _count_kernel(table_ptr, corrections_ptr, tensors, log_beta1, log_beta2, COU
 @triton.jit(do_not_specialize=_RUN_TIME)
 def _update_kernel(
     table_ptr, corrections_ptr, tensors, lr, decay, rest1, beta2, rest2, eps, scale,
-    TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
+    BFLOAT16: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    TYPE: tl.constexpr = tl.int16 if BFLOAT16 else tl.float16
+    MASTER: tl.constexpr = tl.int16 if BFLOAT16 else tl.float32
     column, places, inside = _place(table_ptr, tensors, ALIGNED, TILE)
     parameters = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
     gradients = _pointer(table_ptr, tensors, 3, column, TYPE, ALIGNED) + places
-    masters = _pointer(table_ptr, tensors, 4, column, tl.float32, ALIGNED) + places
+    masters = _pointer(table_ptr, tensors, 4, column, MASTER, ALIGNED) + places
     exp_avgs = _pointer(table_ptr, tensors, 5, column, tl.float32, ALIGNED) + places
     exp_avg_sqs = _pointer(table_ptr, tensors, 6, column, tl.float32, ALIGNED) + places
-    gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) / scale
-    master = tl.load(masters, mask=inside, other=0.0)
+    gradient = _widened(tl.load(gradients, mask=inside, other=0), BFLOAT16) / scale
+    master = tl.load(masters, mask=inside, other=0)
+    if BFLOAT16:
+        master = _joined(tl.load(parameters, mask=inside, other=0), master)
     exp_avg = tl.load(exp_avgs, mask=inside, other=0.0)
     exp_avg_sq = tl.load(exp_avg_sqs, mask=inside, other=0.0)
     exp_avg += rest1 * (gradient - exp_avg)
@@ -81,29 +117,35 @@ def _update_kernel(
     master -= decay * master
     root = tl.sqrt(exp_avg_sq) / tl.load(corrections_ptr + 2 * column + 1)
     master -= lr / tl.load(corrections_ptr + 2 * column) * exp_avg / (root + eps)
+    parameter = _narrowed(master, BFLOAT16)
+    if BFLOAT16:
+        master = _remainder_of(parameter, master)
     tl.store(exp_avgs, exp_avg, mask=inside)
     tl.store(exp_avg_sqs, exp_avg_sq, mask=inside)
     tl.store(masters, master, mask=inside)
-    tl.store(parameters, master.to(TYPE), mask=inside)
+    tl.store(parameters, parameter, mask=inside)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def _scale_kernel(
-    table_ptr, factor_ptr, tensors, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+    table_ptr, factor_ptr, tensors, BFLOAT16: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
+    TYPE: tl.constexpr = tl.int16 if BFLOAT16 else tl.float16
     column, places, inside = _place(table_ptr, tensors, ALIGNED, TILE)
     gradients = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
-    gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) * tl.load(factor_ptr)
-    tl.store(gradients, gradient.to(TYPE), mask=inside)
+    gradient = _widened(tl.load(gradients, mask=inside, other=0), BFLOAT16) * tl.load(factor_ptr)
+    tl.store(gradients, _narrowed(gradient, BFLOAT16), mask=inside)
 
 
 @triton.jit(do_not_specialize=_RUN_TIME)
 def _norm_kernel(
-    table_ptr, norms_ptr, tensors, LARGEST: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr
+    table_ptr, norms_ptr, tensors,
+    LARGEST: tl.constexpr, BFLOAT16: tl.constexpr, ALIGNED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    TYPE: tl.constexpr = tl.int16 if BFLOAT16 else tl.float16
     column, places, inside = _place(table_ptr, tensors, ALIGNED, TILE)
     gradients = _pointer(table_ptr, tensors, 2, column, TYPE, ALIGNED) + places
-    gradient = tl.load(gradients, mask=inside, other=0.0).to(tl.float32)
+    gradient = _widened(tl.load(gradients, mask=inside, other=0), BFLOAT16)
     if LARGEST:  # The bits without the sign, as integers, are in the order of absolute values, with NaN above infinity.
         norm = tl.max(gradient.to(tl.int32, bitcast=True) & 0x7FFFFFFF).to(tl.float32, bitcast=True)
     else:
@@ -157,13 +199,14 @@ def update(
 ) -> None:
     """Updates parameters, masters, moments and steps as PyTorch's fused AdamW does, up to the rounding of float32.
 
-    It reads and writes 28 bytes an element, where conversion of gradients, update and rounding of masters one after
-    the other take 46.
+    It reads and writes 26 bytes an element of bfloat16 and 28 of float16, where conversion of gradients, update and
+    rounding of float32 masters one after the other take 46.
 
     Args:
         parameters: Float16 or bfloat16; they, their gradients, masters and moments are contiguous and of equal sizes.
         gradients: Of the parameters' type, `scale` times as large as they should be.
-        masters: Float32, what parameters are rounded from.
+        masters: Of float16 parameters float32, what they are rounded from; of bfloat16 int16, what `masters.joined`
+            needs to make that.
         exp_avgs: Float32, running means of gradients.
         exp_avg_sqs: Float32, running means of their squares.
         steps: Float32 scalars: updates before this one.
@@ -207,4 +250,4 @@ def _launches(*rows: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, int
             table = torch.vstack((ends - tiles, held))
             if device.type == "cuda":
                 table = table.pin_memory().to(device, non_blocking=True)
-            yield table, int(ends[-1]), {"TYPE": _TYPES[dtype], "ALIGNED": is_aligned, "TILE": _TILE}
+            yield table, int(ends[-1]), {"BFLOAT16": dtype is torch.bfloat16, "ALIGNED": is_aligned, "TILE": _TILE}
