@@ -6,7 +6,14 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
-from triton_kernels import COMPILED, DEVICE, run_interpreted, runs_kernels, starts_interpreter
+from triton_kernels import (
+    COMPILED,
+    DEVICE,
+    compile_instead_of_running,
+    run_interpreted,
+    runs_kernels,
+    starts_interpreter,
+)
 
 from model_center.engine import TorchEngine, tensors, use_engine
 from model_center.engine.optim import AdamOptimizer, clip_grad_norm
@@ -36,6 +43,25 @@ def tensors_of(sizes: list[int], dtype: torch.dtype, *, aligned: bool) -> list[t
     room = [-(-size // 16) * 16 for size in sizes]
     values = torch.randn(sum(room) + 1, device=DEVICE).to(dtype)[0 if aligned else 1 :]
     return [part[:size] for part, size in zip(values[: sum(room)].split(room), sizes, strict=True)]
+
+
+@starts_interpreter
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_they_compile(dtype: torch.dtype, aligned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_center.engine.optim import kernels
+
+    names = compile_instead_of_running(monkeypatch)
+
+    values, gradients = (tensors_of([2048], dtype, aligned=aligned) for _ in range(2))
+    masters = [torch.zeros(2048, dtype=torch.int16 if dtype is torch.bfloat16 else torch.float32)]
+    moments, steps = [[torch.zeros(2048)], [torch.zeros(2048)]], [torch.zeros(())]
+    options = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0}
+    kernels.update(values, gradients, masters, *moments, steps, **options)  # type: ignore[arg-type]
+    kernels.multiply(gradients, torch.tensor(0.5))
+    for largest in (True, False):
+        kernels.norms(gradients, largest=largest)
+    assert names == ["_count_kernel", "_update_kernel", "_scale_kernel", "_norm_kernel", "_norm_kernel"]
 
 
 @runs_kernels

@@ -52,8 +52,10 @@ def _pointer(table_ptr, tensors, row: tl.constexpr, column, TYPE: tl.constexpr, 
 def _widened(values, BFLOAT16: tl.constexpr):
     """Return float32 of float16, or of the bits of bfloat16."""
     if BFLOAT16:
-        return (values.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    return values.to(tl.float32)
+        widened = (values.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        widened = values.to(tl.float32)
+    return widened
 
 
 @triton.jit
@@ -62,8 +64,10 @@ def _narrowed(values, BFLOAT16: tl.constexpr):
     if BFLOAT16:
         bits = values.to(tl.int32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return tl.where(values == values, rounded, 0x7FC0).to(tl.int16)
-    return values.to(tl.float16)
+        narrowed = tl.where(values == values, rounded, 0x7FC0).to(tl.int16)
+    else:
+        narrowed = values.to(tl.float16)
+    return narrowed
 
 
 @triton.jit
