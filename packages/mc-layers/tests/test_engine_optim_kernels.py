@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -52,12 +53,11 @@ def test_they_compile(dtype: torch.dtype, aligned: bool, monkeypatch: pytest.Mon
     from model_center.engine.optim import kernels
 
     names = compile_instead_of_running(monkeypatch)
-
     values, gradients = (tensors_of([2048], dtype, aligned=aligned) for _ in range(2))
     masters = [torch.zeros(2048, dtype=torch.int16 if dtype is torch.bfloat16 else torch.float32)]
     moments, steps = [[torch.zeros(2048)], [torch.zeros(2048)]], [torch.zeros(())]
-    options = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0}
-    kernels.update(values, gradients, masters, *moments, steps, **options)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "scale": 1.0}
+    kernels.update(values, gradients, masters, moments[0], moments[1], steps, **options)
     kernels.multiply(gradients, torch.tensor(0.5))
     for largest in (True, False):
         kernels.norms(gradients, largest=largest)
