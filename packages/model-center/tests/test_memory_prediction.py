@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from model_center.engine import run_ahead
 from model_center.model import families
 from model_center.recipe.memory_prediction import WORKSPACE, Planner, Setting
 from model_center.recipe.simulation import META, MemoryMeter, MicroBatch, meta_model, simulate
@@ -27,6 +28,12 @@ def gpt2(layers: int, **changes: Any) -> Any:
 def kept(layers: int, *, recomputes: bool = False, **changes: Any) -> int:
     model = meta_model(families["gpt2"], gpt2(layers, **changes), recomputes=recomputes)
     return simulate(model, BATCH).kept
+
+
+def kept_by_t5(encoder_layers: int) -> int:
+    options: dict[str, Any] = {"num_encoder_layers": encoder_layers, "num_decoder_layers": 1, "dropout_p": 0.0}
+    model = meta_model(families["t5"], families["t5"].config_class(**SIZES, **options))
+    return simulate(model, replace(BATCH, decoder_length=16)).kept
 
 
 def test_storages_count_as_long_as_they_live() -> None:
@@ -52,6 +59,14 @@ def test_what_a_block_keeps_for_backward() -> None:
     assert kept(3) - kept(2) == pytest.approx(norms + attention + random_state + feed_forward, abs=1024)
 
 
+def test_norms_without_mean_keep_nothing_in_float32_but_deviations() -> None:
+    wide, ff, heads = TOKENS * 64 * 2, TOKENS * 256 * 2, 4
+    norms = 2 * (2 * wide + max(512, 4 * TOKENS))  # input and output, deviation
+    attention = 4 * wide + max(512, 4 * TOKENS * heads)  # queries, keys, values, output, log-sums
+    feed_forward = ff  # after the activation, which needs no more
+    assert kept_by_t5(3) - kept_by_t5(2) == pytest.approx(norms + attention + feed_forward, abs=1024)
+
+
 def test_masks_of_dropout_take_a_byte_for_each_element() -> None:
     with_dropout = kept(3, dropout_p=0.1, att_dropout_p=0.0) - kept(2, dropout_p=0.1, att_dropout_p=0.0)
     assert with_dropout - (kept(3) - kept(2)) == 2 * TOKENS * 64
@@ -70,7 +85,7 @@ def test_a_block_that_is_computed_again_keeps_its_input_only() -> None:
 )  # fmt: skip
 def test_all_families(family: str, options: dict[str, Any]) -> None:
     config = families[family].config_class(**{**SIZES, **options})
-    batch = replace(BATCH, decoder_length=16 if "num_decoder_layers" in options else 0)
+    batch = replace(BATCH, rows=8, decoder_length=16 if "num_decoder_layers" in options else 0)
     all_kept, recomputed = (
         simulate(meta_model(families[family], config, recomputes=recomputes), batch) for recomputes in (False, True)
     )
@@ -98,6 +113,15 @@ def test_processes_share_blocks_and_their_gradients() -> None:
     assert one.gathered == 0
     assert four.gathered == 2 * 2 * IN_BLOCK + 2 * 2 * IN_BLOCK
     assert planner.predict(Setting(world_size=4, zero_level=2), BATCH).gathered == 2 * 4 * IN_BLOCK + 4 * IN_BLOCK
+
+
+def test_bmtrain_keeps_gathered_parameters_with_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_ahead, "BYTES_AHEAD", 2 * IN_BLOCK)  # one block more than the one at work
+    planner = Planner(families["gpt2"], gpt2(8))
+    kept, recomputed = (
+        planner.predict(Setting(engine="bmtrain", recomputes=again), BATCH).gathered for again in (False, True)
+    )
+    assert kept - recomputed == 2 * (8 - 2) * IN_BLOCK
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -38,7 +38,8 @@ class BMTrainEngine(Engine):
         use_checkpoint: Whether blocks recompute their activations in backward; by default they do, unless there is an
             `activation_budget`.
         zero_level: 3 shards a block's parameters between its uses, 2 keeps them from its forward to its backward pass,
-            which saves one gathering for more memory.
+            which saves one gathering for more memory. Blocks that do not recompute keep them in any case, in what
+            backward needs.
         compile: Whether blocks are compiled.
         activation_budget: Share of the activations that compiled blocks keep for backward, from 0 to 1.
         deterministic: Whether what runs under `use_engine` repeats bit by bit.

@@ -196,7 +196,9 @@ class Planner:
         # The block at work, those on their way, and the gradients of as many that are being reduced.
         ahead = blocks_ahead(largest_block) if setting.engine == "bmtrain" else 1
         at_once = min(blocks, (1 + ahead) * largest_block)
-        parameters = at_once if setting.zero_level == 3 else blocks
+        # What BMTrain's blocks keep for backward includes their gathered parameters.
+        released = setting.zero_level == 3 and (setting.engine == "torch" or setting.recomputes)
+        parameters = at_once if released else blocks
         gathered_outside = outside if setting.engine == "bmtrain" else 0
         return parameters + at_once + gathered_outside
 
