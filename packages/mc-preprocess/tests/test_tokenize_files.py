@@ -172,14 +172,13 @@ def test_a_killed_run_goes_on_after_its_last_complete_part(text: Path, tmp_path:
     command = [sys.executable, str(tmp_path / "run.py"), str(text), str(tmp_path / "out")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     folder = tmp_path / "out.parts"
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         while len(list(folder.glob("part_*.idx"))) < 5:
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-    complete = 0
-    while complete != (complete := len(list(folder.glob("part_*.idx")))):  # the workers end with their parent
-        time.sleep(0.3)
+        process.communicate()  # until the workers, which have this output too, have ended like their parent
+    complete = len(list(folder.glob("part_*.idx")))
     assert not (tmp_path / "out_1.idx").exists()
     recorder = Recorder()
     counts = tokenize_files([text], tmp_path / "out", SlowEncoder(), options=SMALL_PARTS, watcher=recorder)

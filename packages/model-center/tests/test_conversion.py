@@ -196,9 +196,9 @@ def convert(source, output, **options):
 
 small, large = sys.argv[1:]
 convert(f"{small}/theirs", f"{small}/warmed-up")
-before = resident("VmRSS")
 for number, (kind, options) in enumerate(CASES):
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")  # each time, as pages of libraries come and go
     convert(f"{large}/{kind}", f"{large}/output-{number}", **options)
     print(resident("VmHWM") - before)
 """
