@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from model_center.layer.attention_mask import AttentionMask, ScoreMask
 from model_center.layer.kernels.requirements import fused_kernels_take
@@ -212,6 +211,9 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, s
         if not fused_kernels_take(query, query.shape[-1]):
             return attend_packed_reference(query, key, value, packing, scoring)
         return _attend_packed_fused(query, key, value, packing, scoring)
+    # Importing it imports the compiler, which takes seconds.
+    from torch.nn.attention.varlen import varlen_attn
+
     if query.shape[1] != key.shape[1]:
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     limits = (packing.cumulative, packing.cumulative, packing.longest, packing.longest)

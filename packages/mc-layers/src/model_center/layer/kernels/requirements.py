@@ -40,17 +40,19 @@ def fused_kernels_take(x: Tensor, dim_head: int) -> bool:
         return _meta_is_gpu.get() and dtype in _HALF_TYPES and dim_head <= _LARGEST_HEAD and has_triton()
     if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
-    suits: bool = _suit(x.device, dtype, dim_head)
-    return suits
+    return _suit(x.device, dtype, dim_head)
 
 
-# Compiled models need not look inside.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _suit(device: torch.device, dtype: torch.dtype, dim_head: int) -> bool:
     obstacle = _obstacle(device, dtype, dim_head)
     if obstacle is not None:
         _tell(obstacle, logging.INFO if device.type == "cpu" else logging.WARNING)
     return obstacle is None
+
+
+# Compiled models need not look inside. `torch.compiler.assume_constant_result` does the same, but imports the compiler,
+# which takes seconds, when it is called.
+_suit._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
