@@ -22,9 +22,9 @@ from .workloads import Workload
 
 SECONDS = 3.0
 COPIED_BYTES = 2**30
-BYTES_OF_UPDATE = 30
-"""Of each half-precision parameter: its gradient is read for clipping and for the update, master and two moments are
-read and written, and the parameter is written."""
+BYTES_OF_UPDATE = 28
+"""Of each bfloat16 parameter: its gradient is read for clipping and for the update; parameter, the other half of its
+master and two moments are read and written."""
 
 
 @dataclass(frozen=True)
