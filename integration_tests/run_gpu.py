@@ -5,7 +5,8 @@
 The machine has Python 3.12, PyTorch for its GPUs, Transformers and pytest, perhaps with pytest-xdist for `--workers`.
 Our packages run from this checkout; other packages that are missing (bmtrain, jieba, jsonargparse, …) come as wheels in
 a folder, and golden files in another one. Options that are not named here go to pytest, for instance `-k curves`. The
-report is written again after each test, so that a run which is cut short leaves one, too.
+report is written again after each test, so that a run which is cut short leaves one, too. Where there are too few GPUs,
+`MODEL_CENTER_PROCESSES_PER_GPU=4` in the environment lets as many processes share each (see `tools/shared_gpus.py`).
 """
 
 import argparse
@@ -130,7 +131,8 @@ def alone(report: Path, for_pytest: list[str]) -> Iterator[dict[str, Any]]:
 def make_site(site: Path, wheels: Path | None) -> Path:
     """Unpacks wheels into a folder, and tells there which of our packages are installed in which version.
 
-    Our packages ask `importlib.metadata` for their versions, which needs no more than a METADATA file.
+    Our packages ask `importlib.metadata` for their versions, which needs no more than a METADATA file. Launched
+    processes that find this folder on their path may share GPUs.
     """
     site.mkdir(parents=True)
     for wheel in sorted(wheels.glob("*.whl")) if wheels else ():
@@ -142,6 +144,7 @@ def make_site(site: Path, wheels: Path | None) -> Path:
         information.mkdir()
         metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
         (information / "METADATA").write_text(metadata, encoding="utf-8")
+    (site / "sitecustomize.py").write_text("import shared_gpus\n\nshared_gpus.take_place()\n", encoding="utf-8")
     return site
 
 
@@ -176,7 +179,8 @@ def machine() -> dict[str, Any]:
         versions["cuda"] = str(torch.version.cuda)
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {"gpus": gpus, "versions": versions, "commit": commit.stdout.strip() or None}
+    sharing = os.environ.get("MODEL_CENTER_PROCESSES_PER_GPU", "1")
+    return {"gpus": gpus, "processes_per_gpu": sharing, "versions": versions, "commit": commit.stdout.strip() or None}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pretraining_script
 import pytest
 import torch
+from gpus import ENGINES, require
 from tiny_encoder import WORDS, write_encoder
 
 from model_center.engine import TorchEngine, use_engine
@@ -74,10 +75,7 @@ def test_from_raw_text_to_an_evaluated_checkpoint_in_two_processes(folder: Path,
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("processes", [1, 2, 4])
-@pytest.mark.parametrize("engine", ["torch", "bmtrain"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_on_gpus(folder: Path, tmp_path: Path, engine: str, processes: int) -> None:
-    if torch.cuda.device_count() < processes:
-        pytest.skip(f"needs {processes} GPUs, but there are {torch.cuda.device_count()}")
-    if engine == "bmtrain":
-        pytest.importorskip("bmtrain", reason="needs bmtrain")
+    require(engine, processes)
     check(train(folder, tmp_path, processes, MODEL_CENTER_ENGINE=engine), tmp_path)
