@@ -221,8 +221,8 @@ class Job:
             start = None if self.start is None else Path(self.start) / checkpoint.name
             curve = train(family, dtype, self.steps, offload=self.offload, start=start, checkpoint=checkpoint)
             found[family][dtype] = asdict(curve)
-        if bmt.rank() == 0:
-            (Path(self.folder) / "curves.json").write_text(json.dumps(found))
+            if bmt.rank() == 0:
+                (Path(self.folder) / "curves.json").write_text(json.dumps(found))
         bmt.synchronize()
         bmt.current_engine().shutdown()
 

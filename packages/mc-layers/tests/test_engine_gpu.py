@@ -56,6 +56,7 @@ def test_half_is_float16_on_the_gpu(gpu_engine: TorchEngine) -> None:
 @pytest.mark.parametrize("buckets", [2**24, 64])
 def test_both_optimizers_follow_torchs_adamw(dtype: torch.dtype, buckets: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", buckets)
+    monkeypatch.setattr(adam_module, "HOST_PIECE_ELEMENTS", buckets // 2)
     options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1}
     ours, offloaded = parameters(dtype), parameters(dtype)
     masters = [torch.nn.Parameter(target.detach().float().clone()) for target in ours]

@@ -54,11 +54,12 @@ def masters_of(optimizer: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
-@pytest.mark.parametrize("buckets", [2**26, 8])
+@pytest.mark.parametrize(("buckets", "pieces"), [(2**26, 2**26), (2**26, 8), (8, 8)])
 def test_float32_is_bit_equal_to_torchs_adamw(
-    optimizer_class: Any, buckets: int, monkeypatch: pytest.MonkeyPatch
+    optimizer_class: Any, buckets: int, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", buckets)
+    monkeypatch.setattr(adam_module, "HOST_PIECE_ELEMENTS", pieces)
     ours, theirs = parameters(torch.float32), parameters(torch.float32)
     optimizer, reference = optimizer_class(ours, **OPTIONS), torch.optim.AdamW(theirs, **OPTIONS, fused=True)
     for step in range(10):
@@ -89,7 +90,7 @@ def test_gradients_are_copied_a_piece_at_a_time_and_stay(dtype: torch.dtype, mon
     start, gradient = torch.randn(1000, 8).to(dtype), torch.randn(1000, 8).to(dtype)
     weights = []
     for elements in (2**24, 100):
-        monkeypatch.setattr(adam_module, "BUCKET_ELEMENTS", elements)
+        monkeypatch.setattr(adam_module, "HOST_PIECE_ELEMENTS", elements)
         parameter = torch.nn.Parameter(start.clone())
         optimizer, copies = AdamOptimizer([parameter], **OPTIONS), CopySizes()
         for _ in range(3):

@@ -39,14 +39,16 @@ class AdamOffloadOptimizer(AdamOptimizer):
             arrival.synchronize()
             yield [self._buffer(parameter) for parameter in bucket]
 
-    def _publish(self, parameters: Bucket, masters: list[torch.Tensor]) -> None:
-        for parameter, master in zip(parameters, masters, strict=True):
-            held = current_engine().local(parameter)
-            if held.device.type == "cpu":
-                held.copy_(master)
-            else:
-                # The gradient has been read, and the next one is copied here by the same stream as this goes away.
-                held.copy_(self._buffer(parameter).copy_(master), non_blocking=True)
+    def _outlet(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        held = super()._outlet(parameter)
+        return held if held.device.type == "cpu" else self._buffer(parameter)
+
+    def _publish(self, bucket: Bucket) -> None:
+        for parameter in bucket:
+            held = super()._outlet(parameter)
+            if held.device.type != "cpu":
+                # The next gradient is copied to the buffer by the same stream as this goes away.
+                held.copy_(self._buffer(parameter), non_blocking=True)
 
     def _buffer(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         """The pinned room that a parameter's gradient comes through and its new value leaves through."""
