@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from shared_gpus import take_place
 
 from model_center import engine
 from model_center.model import families
@@ -77,6 +78,7 @@ def write_hollow_checkpoint(options: argparse.Namespace, folder: Path) -> int:
 
 def load(options: argparse.Namespace) -> int:
     """Load the checkpoint and write down the peaks, as one of the processes."""
+    take_place()
     engine.init_distributed(seed=0, engine=options.engine)
     current, before = engine.current_engine(), own_memory()
     peak, done = before, threading.Event()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from shared_gpus import take_place
 
 from model_center import engine as bmt
 from model_center.recipe.arithmetic import training_flops
@@ -143,6 +144,7 @@ def tokens_of(batch: Batch) -> int:
 
 def main() -> None:
     """Answers to the standard output that it was started with; what libraries print goes to the error output."""
+    take_place()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     job = json.loads(sys.argv[1])
