@@ -16,6 +16,7 @@ import pytest
 import torch
 from checkpoint_training import exit_codes, start_processes
 from safetensors.torch import load_file
+from shared_gpus import take_place
 
 from model_center.recipe.cli import main
 from model_center.recipe.pretraining_data import PretrainingData, StepBatches
@@ -74,6 +75,7 @@ def pretrain(log: Path, stop: int | None, signalled: int, arguments: list[str]) 
         signalled: number of the signal.
         arguments: of the command.
     """
+    take_place()
     prepare, rank = PretrainingData.step, os.environ["RANK"]
 
     def recorded(data: PretrainingData, number: int) -> StepBatches:

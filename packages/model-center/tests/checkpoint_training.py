@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from shared_gpus import take_place
 
 from model_center import engine
 from model_center.engine.lr_scheduler import Linear
@@ -196,7 +195,6 @@ def _launched(work: Callable[..., None], rank: int, world_size: int, port: str, 
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ |= {name: str(number) for name, number in places.items()}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    take_place()
     work(*args)
 
 
