@@ -14,7 +14,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from triton_kernels import COMPILED, DEVICE, run_interpreted, runs_kernels, starts_interpreter
 
-from model_center.layer.attention_kernels import Packing, Scoring, attend_packed_reference, attend_reference
+from model_center.layer import attention_kernels
+from model_center.layer.attention_kernels import Packing, Scoring, attend, attend_packed_reference, attend_reference
 from model_center.layer.attention_mask import AttentionMask, bounds_of_groups
 
 pytest.importorskip("triton")
@@ -188,6 +189,21 @@ def test_one_row_of_documents_and_context_serves_a_batch(kernels: Any) -> None:
     position = torch.arange(LONGEST)[None]
     mask = AttentionMask(documents=(position >= LONGEST - 3).int(), context=position < LONGEST - 5)
     assert_attends(kernels, drawn(4, torch.float16, *[(3, LONGEST, 1, 16)] * 3, (1, 2 * LONGEST - 1)), mask)
+
+
+@runs_kernels
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("form", ["a column", "one for all"])
+def test_lengths_need_not_lie_side_by_side(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_kernels, "fused_kernels_take", lambda *_: True)  # as on a GPU
+    length = 16
+    query, key, value, bias = drawn(5, torch.float16, *[(3, 1, length, 16)] * 3, (1, 2 * length - 1))
+    sizes = torch.tensor([[5, 1], [length, 2], [9, 3]], device=DEVICE)
+    lengths = sizes[:, 0] if form == "a column" else sizes[:1, 0]
+    mask = AttentionMask(lengths=lengths).resolve(length, length, DEVICE)
+    output, _ = attend(query, key, value, mask, Scoring(bias=bias))
+    expected, _ = attend_reference(query, key, value, mask, Scoring(bias=bias))
+    assert_near([output], [expected.cpu().double()], torch.float16)
 
 
 @runs_kernels

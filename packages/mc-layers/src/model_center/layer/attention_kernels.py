@@ -173,14 +173,13 @@ def _attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: ScoreMask, sc
     # Importing it imports Triton.
     from model_center.layer.kernels.fused_attention import fused_attention
 
-    key_lengths = None if mask.key_lengths is None else mask.key_lengths.expand(query.shape[0])
-    masked = mask.allowed is not None and key_lengths is None and mask.groups is None
+    masked = mask.allowed is not None and mask.key_lengths is None and mask.groups is None
     output = fused_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
         bias=scoring.bias,
-        key_lengths=key_lengths,
+        key_lengths=mask.key_lengths,
         key_mask=mask.allowed[:, 0, 0] if masked and mask.allowed is not None else None,
         groups=mask.groups,
         group_bounds=mask.group_bounds,

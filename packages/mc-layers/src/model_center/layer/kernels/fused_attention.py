@@ -81,7 +81,7 @@ def fused_attention(
         value: Shape of `key`.
         bias: Added to the scaled products; shape (num_heads, len_q + len_k - 1), float32, where column
             k - q + len_q - 1 concerns query q and key k. Packed, `longest` takes the place of both lengths.
-        key_lengths: Integers of shape (batch,), how many keys may be attended.
+        key_lengths: Integers of shape (batch or 1,), how many keys may be attended.
         key_mask: Boolean of shape (batch or 1, len_k), True where a key may be attended. Excludes `groups`.
         groups: int32 of shape (batch or 1, len_q), where len_q = len_k: twice the number of the group that a position
             belongs to, which attends its own group only, plus 1 if it is context: with `is_causal`, context is seen
@@ -100,8 +100,10 @@ def fused_attention(
     if dropout_p > 0.0:
         seed = torch.randint(0x7FFFFFFF, (1,), dtype=torch.int32, device=query.device)
     assert (groups is None) == (group_bounds is None)
+    # The kernels take no strides of these: a single row, or a column of a tensor, must be written out.
+    lengths = None if key_lengths is None else key_lengths.expand(query.shape[0]).contiguous()
     bounds = None if group_bounds is None else group_bounds.expand(query.shape[0], -1).contiguous()
-    masks = (key_lengths, key_mask, groups, bounds, cumulative, seed)
+    masks = (lengths, key_mask, groups, bounds, cumulative, seed)
     output: Tensor = _attention(query, key, value, bias, *masks, longest, is_causal, scale, dropout_p)[0]
     return output
 
