@@ -225,6 +225,67 @@ def test_existing_data_is_replaced_only_when_told(text: Path, tmp_path: Path) ->
         tokenize_files([text], tmp_path / "out", ByteEncoder())
 
 
+class Intruder:
+    """Starts another run on the same output, with other arguments, while the watched run is at work."""
+
+    def __init__(self, inputs: Path, output: Path) -> None:
+        self._inputs = inputs
+        self._output = output
+
+    def started(self, total_bytes: int, done: Counts) -> None:
+        pass
+
+    def advanced(self, counts: Counts) -> None:
+        with pytest.raises(ValueError, match="another process is working on this output now"):
+            tokenize_files([self._inputs], self._output, ByteEncoder(), dtype="int32", overwrite=True)
+
+
+def test_overwriting_leaves_a_run_at_work_alone(text: Path, tmp_path: Path) -> None:
+    watcher = Intruder(text, tmp_path / "out")
+    tokenize_files([text], tmp_path / "out", ByteEncoder(), overwrite=True, watcher=watcher)
+    assert documents_of(tmp_path / "out_1") == lines_of(text)
+    assert not (tmp_path / "out.parts").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_someone_elses_is_in_the_way_and_stays_as_it_is(overwrite: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "books.parts"
+    folder.mkdir()
+    (folder / "part_1.txt").write_text("a\n")
+    (folder / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"books\.parts holds notes\.md and 1 more"):
+        tokenize_files([folder / "part_1.txt"], tmp_path / "books", ByteEncoder(), overwrite=overwrite)
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.md", "part_1.txt"]
+    file = tmp_path / "file.parts"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=r"file\.parts is a file"):
+        tokenize_files([folder / "part_1.txt"], tmp_path / "file", ByteEncoder(), overwrite=overwrite)
+    assert file.read_text() == "mine"
+
+
+def test_files_put_beside_the_parts_of_an_unfinished_run_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text("good\nfail\n")
+    with pytest.raises(InputError, match="the encoder failed"):
+        tokenize_files([path], tmp_path / "out", FailingEncoder())
+    mine = tmp_path / "out.parts" / "part_1.txt"
+    mine.write_text("mine")
+    tokenize_files([path], tmp_path / "out", ByteEncoder(), overwrite=True)
+    assert list(mine.parent.iterdir()) == [mine]
+
+
+def test_a_run_that_is_refused_or_was_killed_at_its_start_is_in_nobodys_way(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out.parts"
+    folder.mkdir()
+    (folder / "lock").touch()
+    (folder / f".plan.json.{'0' * 16}.tmp").touch()
+    tokenize_files([text], tmp_path / "out", ByteEncoder())
+    assert not folder.exists()
+    with pytest.raises(ValueError, match="out_1 exists"):
+        tokenize_files([text], tmp_path / "out", ByteEncoder())
+    assert not folder.exists()
+
+
 def test_a_worker_that_dies_is_reported(text: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkerDiedError, match="out of memory"):
         tokenize_files([text], tmp_path / "out", DyingEncoder(), options=SMALL_PARTS, executor=LocalExecutor(2))

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +27,18 @@ from model_center.dataset.indexed import (
     MMapIndexedDatasetBuilder,
     best_fitting_dtype,
 )
-from model_center.dataset.indexed.durable import write_atomically
+from model_center.dataset.indexed.durable import SUFFIXES, is_same_file, write_atomically
+from model_center.dataset.indexed.format import file_of
 
 from .encoders import Encoder
 from .executors import Executor, LocalExecutor
 from .reading import Batch, InputError, Part, ReadOptions, line_number, plan_parts, read_part
 
 Layout = Literal["numbered", "single"]
+
+# The files of a folder `<output>.parts`, beside its lock, with the temporary ones that precede them.
+_PART = re.compile(r"part_\d+\.(bin|idx|manifest\.json)|\.part_\d+\.(commit|\w+\..*tmp)")
+_PLAN = re.compile(r"plan\.json|\.plan\.json\.\w+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,8 @@ def tokenize_files(
         What was read and written, parts done by an earlier run included.
 
     Raises:
-        ValueError: The output exists, an unfinished run had other arguments, or an input or a line is at fault.
+        ValueError: The output exists, its folder for parts holds something else, an unfinished run had other
+            arguments, another process is at work on it, or an input or a line is at fault.
     """
     if not inputs:
         raise ValueError("`inputs` must name at least one file")
@@ -241,16 +248,12 @@ class Job:
 
     def run(self, executor: Executor, *, overwrite: bool, reuse: bool, watcher: Watcher | None) -> Counts:
         """Do what is not done yet."""
-        self._refuse_or_clear(overwrite, reuse)
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self.folder}: another process is working on this output now") from None
+        _refuse_foreign(self.folder)
+        with _locked(self.folder):
+            self._refuse_or_clear(overwrite, reuse)
             write_atomically(self.folder / "plan.json", self.plan)
             counts = self._work(executor, watcher)
-        shutil.rmtree(self.folder)
+            _clear(self.folder)
         return counts
 
     def _refuse_or_clear(self, overwrite: bool, reuse: bool) -> None:
@@ -258,13 +261,13 @@ class Job:
         plan = self.folder / "plan.json"
         is_unfinished = plan.exists() and plan.read_bytes() == self.plan
         self._resumes = is_unfinished or reuse
-        if self.folder.exists() and not is_unfinished:
+        if not is_unfinished:
             if plan.exists() and not overwrite:
                 raise ValueError(
                     f"{self.folder}: an unfinished run had other inputs, options, or another tokenizer; start that one "
                     "again to complete it, or give it up with `overwrite`"
                 )
-            shutil.rmtree(self.folder)
+            _clear(self.folder)
         ours = self.name if self._resumes else None
         existing = [str(prefix) for prefix in self.outputs if _run_of(prefix) not in {None, ours}]
         if existing and not overwrite:
@@ -316,8 +319,63 @@ class Job:
             for task in tasks:
                 builder.merge_file_(task.prefix)
         for task in tasks:
-            for path in self.folder.glob(f"{task.prefix.name}.*"):
-                path.unlink()
+            for suffix in SUFFIXES:
+                file_of(task.prefix, suffix).unlink(missing_ok=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Check that a folder for parts, if it exists, was made for that, before anything in it is touched."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`output`: {folder} is a file, but is needed as a folder; move it, or choose another output")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if "plan.json" not in names:
+        # A run that was killed before it had a plan leaves nothing but these.
+        others = sorted(name for name in names if name != "lock" and not _PLAN.fullmatch(name))
+        if others:
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise ValueError(
+                f"`output`: {folder} holds {others[0]}{more} and is no folder of an unfinished run (it has no "
+                "plan.json), but is needed for one; move it, or choose another output"
+            )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; the folder is made for it, and goes with it unless a plan to go on with remains."""
+    with _lock(folder):
+        try:
+            yield
+        finally:
+            if not (folder / "plan.json").exists():
+                (folder / "lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # something that is not ours was put there, and stays
+                    folder.rmdir()
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Take a folder's lock, which lasts until the file returned is closed."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = (folder / "lock").open("a")
+        except FileNotFoundError:  # the run before has just ended, and removed the folder
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ValueError(f"{folder}: another process is working on this output now") from None
+        if is_same_file(lock.fileno(), folder / "lock"):
+            return lock
+        lock.close()  # a lock that the run before has just removed keeps nobody out
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run made; the plan goes last, so that what is left, if this is interrupted, is known for ours."""
+    for path in [path for path in folder.iterdir() if _PART.fullmatch(path.name)]:
+        path.unlink(missing_ok=True)
+    for path in [path for path in folder.iterdir() if _PLAN.fullmatch(path.name)]:
+        path.unlink()
 
 
 def _named(encoder: Encoder) -> Mapping[str, Any]:
