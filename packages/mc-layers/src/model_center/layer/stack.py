@@ -101,8 +101,8 @@ class _Stack(BlockOptions, Module):
 
         Returns:
             Shape (batch, seq, dim_model), or a `StackOutput` if more is asked for. On GPUs, in half precision, blocks
-            leave out padding that the attention mask tells of, if only hidden states are asked for and there is no
-            cross-attention; they are then zero at padded positions.
+            leave out padding that the attention mask tells of, if only the last hidden state is asked for and there
+            is no cross-attention; at padded positions the output is then `hidden_states` as they were given.
         """
         self._check_inputs(hidden_states, head_mask, cross_head_mask, cache)
         wanted = output_attentions or output_hidden_states
