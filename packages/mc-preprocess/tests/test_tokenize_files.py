@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from model_center.dataset.indexed import MMapIndexedDataset, MMapIndexedDatasetBuilder
-from model_center.tools import Counts, InputError, LocalExecutor, ReadOptions, WorkerDiedError, tokenize_files
+from model_center.tools import (
+    Counts,
+    InputError,
+    LocalExecutor,
+    ReadOptions,
+    WorkerDiedError,
+    shuffle_lines,
+    tokenize_files,
+)
 
 SMALL_PARTS = ReadOptions(part_bytes=200)
 
@@ -336,6 +344,39 @@ def test_zstandard_and_parquet(tmp_path: Path) -> None:
         read(tmp_path, "x.parquet", content, field="n")
     with pytest.raises(InputError, match="not a Parquet file"):
         read(tmp_path, "x.parquet", content[:-20])
+
+
+def test_frames_of_zstandard_of_every_kind(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    skippable = b"\x50\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"hello"
+    one, two, none = (zstandard.compress(content) for content in (b"one\nt", b"wo\n", b""))
+    assert read(tmp_path, "x.txt.zst", skippable + one + none + skippable + two) == ["one", "two"]
+    assert read(tmp_path, "x.txt.zst", none) == read(tmp_path, "x.txt.zst", b"") == []
+    line = "a line that is repeated"
+    frames = zstandard.compress(f"{line}\n".encode() * 100_000) * 2  # more than is decompressed at a time
+    assert read(tmp_path, "x.txt.zst", frames) == [line] * 200_000
+
+
+def random_lines(seed: int) -> bytes:
+    return b"".join(b"%d\n" % number for number in np.random.default_rng(seed).integers(1 << 62, size=50_000))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_damaged_compressed_files_are_refused(suffix: str, tmp_path: Path) -> None:
+    if suffix == ".gz":
+        whole = gzip.compress(random_lines(0), mtime=0)
+    else:
+        whole = pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(random_lines(0))
+    middle = len(whole) // 2
+    flipped = [whole[:at] + b"\xff" * 64 + whole[at + 64 :] for at in (10, middle)]
+    for content in (whole[:-1], whole[:middle], whole[:6], whole * 2 + whole[:20], *flipped, whole[:-9] + b"text" * 9):
+        message = rf"x\.txt\{suffix}: cannot be read"
+        with pytest.raises(InputError, match=message):
+            read(tmp_path, f"x.txt{suffix}", content)
+        with pytest.raises(InputError, match=message):
+            shuffle_lines([tmp_path / f"x.txt{suffix}"], tmp_path / "shuffled.txt")
+    assert not (tmp_path / "out.idx").exists()
+    assert not (tmp_path / "shuffled.txt").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, Literal
 
 InputFormat = Literal["auto", "text", "jsonl", "parquet"]
@@ -22,6 +24,11 @@ BadBytes = Literal["error", "replace"]
 _CHUNK_BYTES = 1 << 20
 _SUFFIXES = {".txt": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".zst")
+# Zstandard can make 32,768 times as much of its input, all of which one call returns.
+_ZSTD_BYTES = 4096
+
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What reading from `open_decompressed` raises where a file is cut off, damaged, or on a disk that is."""
 
 
 class InputError(ValueError):
@@ -130,7 +137,7 @@ def read_part(part: Part, options: ReadOptions) -> Iterator[Batch]:
             yield from _read_parquet(part, options)
         else:
             yield from _read_lines(part, options)
-    except (OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 
@@ -153,9 +160,10 @@ def line_number(part: Part, line: int) -> str:
 
 def _line_start(stream: IO[bytes], offset: int) -> int:
     """Go to the first line that begins at or after `offset`."""
-    if offset:
-        stream.seek(offset - 1)
-        stream.readline()
+    if not offset:
+        return 0
+    stream.seek(offset - 1)
+    stream.readline()
     return stream.tell()
 
 
@@ -170,8 +178,54 @@ def open_decompressed(path: Path) -> IO[bytes]:
             raise InputError(
                 f"{path}: reading .zst files needs the extra: pip install 'mc-preprocess[zstd]'"
             ) from error
-        return io.BufferedReader(zstandard.open(path, "rb"))
+        return io.BufferedReader(_ZstdFile(path.open("rb"), zstandard))
     return path.open("rb")
+
+
+class _ZstdFile(io.RawIOBase):
+    """A Zstandard file, decompressed; zstandard's own reader takes a file that is cut off for one that ends."""
+
+    def __init__(self, file: IO[bytes], zstandard: ModuleType) -> None:
+        self._zstandard = zstandard
+        self._file = file
+        self._pieces = self._decompress()
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Always true."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read some bytes; 0 is the end."""
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
+        return count
+
+    def close(self) -> None:
+        """Close the compressed file, too."""
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _decompress(self) -> Iterator[bytes]:
+        """Decompress one frame after the other."""
+        frame = None
+        while data := self._file.read(_ZSTD_BYTES):
+            while data:
+                frame = frame or self._zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield frame.decompress(data)
+                except self._zstandard.ZstdError as error:
+                    raise OSError(str(error)) from error
+                data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+        if frame is not None:
+            raise EOFError("the compressed data is cut off")
 
 
 def _read_lines(part: Part, options: ReadOptions) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from model_center.dataset.indexed.durable import Staging, remove_stale, write_all
 
-from .reading import InputError, open_decompressed
+from .reading import UNREADABLE, InputError, open_decompressed
 
 _CHUNK_BYTES = 4 << 20
 _MOST_BUCKETS = 512
@@ -113,7 +113,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
                 if not chunk.endswith(b"\n"):
                     chunk += stream.readline()
                 yield chunk if chunk.endswith(b"\n") else chunk + b"\n"
-    except (OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: cannot be read ({error})") from error
 
 
