@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from own_families import ROWS, Row
 from torch import Tensor
 
+from model_center.model import operations
 from model_center.model.operations import Duplicate, Operation, PadRows, Scale, Split, Transpose
 from model_center.model.rules import Rule, expand
 from model_center.model.transfer import Exported
@@ -26,6 +28,7 @@ FROZEN: dict[str, list[str]] = json.loads((Path(__file__).parent / "frozen_names
         (PadRows(2),),
         (Scale(0.25),),
         (Duplicate(2),),
+        (Duplicate(2, made_up_for=True),),
         (Transpose(), Split(2)),
         (PadRows(1), Scale(4.0)),
     ],
@@ -96,14 +99,55 @@ def test_every_tensor_has_a_rule(row: Row) -> None:
         assert not unexplained
 
 
+def gptj_with_norms(scale: Tensor) -> Any:
+    """A random GPT-J whose last norm before attention has the given scale; other norms differ as well."""
+    model = next(row for row in ROWS if row.name == "gptj").make()
+    with torch.no_grad():
+        model.encoder.layers[1].self_att.layernorm_before_attention.weight.copy_(scale)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_layers_that_read_equal_norms_are_exported_as_they_are(dtype: torch.dtype) -> None:
+    model = gptj_with_norms(torch.ones(16)).to(dtype)
+    with torch.no_grad():
+        for layer in model.encoder.layers:
+            for name, parameter in layer.ffn.layernorm_before_ffn.named_parameters():
+                parameter.copy_(layer.self_att.layernorm_before_attention.get_parameter(name))
+            layer.ffn.ffn.w_in.w.bias[0] = -0.0  # which adding 0 would turn into 0
+    state, exported = model.state_dict(), model.exported(model.state_dict())[1]
+    for number in range(2):
+        for part in ("weight", "bias"):
+            ours = state[f"encoder.layers.{number}.ffn.ffn.w_in.w.{part}"]
+            theirs = exported[f"transformer.h.{number}.mlp.fc_in.{part}"]
+            assert theirs.numpy().tobytes() == ours.numpy().tobytes()
+
+
+def test_folded_layers_are_exact_where_they_are_computed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gptj_with_norms(torch.linspace(0.5, 2, 16))
+    whole = dict(model.exported(model.state_dict())[1])
+    monkeypatch.setattr(operations, "_PIECE_ELEMENTS", 50)  # three rows, of 24
+    pieces = model.exported(model.state_dict())[1]
+    name, layer = "transformer.h.1.mlp.fc_in", model.encoder.layers[1]
+    ratio = layer.ffn.layernorm_before_ffn.weight.double() / torch.linspace(0.5, 2, 16).double()
+    assert torch.equal(pieces[f"{name}.weight"], (layer.ffn.ffn.w_in.w.weight * ratio).float())
+    assert all(torch.equal(pieces[key], tensor) for key, tensor in whole.items())
+
+
 def test_tensors_that_the_other_side_cannot_hold(tmp_path: Path) -> None:
     by_name = {row.name: row for row in ROWS}
     with pytest.raises(ValueError, match="no place for these tensors: more"):
         Exported({"more": torch.zeros(1)}, [], str)
     with pytest.raises(
-        ValueError, match=r"cannot export encoder\.layers\.0\.self_att\.layernorm_before_attention\.weight and"
+        ValueError,
+        match=r"cannot export encoder\.layers\.1\.ffn\.ffn\.w_in\.w\.weight and .*attention\.weight and .*ffn\.weight:"
+        r" .*must not be 0 where the second's is not, but is at 2 of 16 positions, the first of them 5; set",
     ):
-        by_name["gptj"].make().export_huggingface(tmp_path / "gptj")  # its two norms differ
+        gptj_with_norms(torch.tensor([1.0] * 5 + [0.0, 0.0] + [1.0] * 9)).export_huggingface(tmp_path / "gptj")
+    with pytest.raises(
+        ValueError, match=r"w_in\.w\.weight and .*must stay within the range of torch\.float16, but does"
+    ):
+        gptj_with_norms(torch.full((16,), 1e-7)).half().export_huggingface(tmp_path / "gptj")
     with pytest.raises(ValueError, match="Transformers' 'gpt2' models cannot express length_scale=True"):
         by_name["gpt2"].make(length_scale=True).export_huggingface(tmp_path / "gpt2")
     with pytest.raises(ValueError, match=r"cannot express .*proj_bias=True"):

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from model_center.model.config import Published
 from model_center.model.decoder_lm import DecoderLM
-from model_center.model.operations import Duplicate
-from model_center.model.rules import Rule, Table, attention, within
+from model_center.model.operations import Duplicate, FoldNormIntoBias, FoldNormIntoWeight
+from model_center.model.rules import Rule, Table, attention
 from model_center.model.stack_model import StackConfig
 
 
@@ -54,17 +54,22 @@ class GPTj(DecoderLM):
 
     @classmethod
     def table(cls, config: GPTjConfig) -> Table:  # noqa: ARG003 - all configurations have the same rules
-        """The rules; one norm there is the norm before both layers here."""
+        """The rules; one norm there is the norm before both layers here, and feed-forward layers take up the other."""
         layer = "encoder.layers.{i}"
-        norms = (f"{layer}.self_att.layernorm_before_attention.*", f"{layer}.ffn.layernorm_before_ffn.*")
+        norms = (f"{layer}.self_att.layernorm_before_attention", f"{layer}.ffn.layernorm_before_ffn")
+        scales, shifts = (tuple(f"{norm}.{part}" for norm in norms) for part in ("weight", "bias"))
+        w_in, w_out, theirs = f"{layer}.ffn.ffn.w_in.w", f"{layer}.ffn.ffn.w_out", "h.{i}.mlp"
+        beside_bias = (f"{w_in}.weight", *scales, *shifts)
         return Table(
             [
                 Rule("input_embedding.weight", "wte.weight"),
                 Rule("encoder.output_layernorm.*", "ln_f.*"),
                 Rule("output_projection.*", "lm_head.*"),
-                Rule(norms, "h.{i}.ln_1.*", (Duplicate(2),)),
+                Rule(tuple(f"{norm}.*" for norm in norms), "h.{i}.ln_1.*", (Duplicate(2, made_up_for=True),)),
                 *attention(f"{layer}.self_att", "h.{i}.attn", "q_proj", "k_proj", "v_proj", "out_proj"),
-                *within(f"{layer}.ffn.ffn", "h.{i}.mlp", {"w_in.w.*": "fc_in.*", "w_out.*": "fc_out.*"}),
+                Rule(f"{w_in}.weight", f"{theirs}.fc_in.weight", (FoldNormIntoWeight(),), beside=scales),
+                Rule(f"{w_in}.bias", f"{theirs}.fc_in.bias", (FoldNormIntoBias(),), beside=beside_bias),
+                Rule(f"{w_out}.*", f"{theirs}.fc_out.*"),
             ],
             prefix="transformer.",
             architecture="GPTJForCausalLM",

@@ -27,12 +27,14 @@ class Rule:
             that a checkpoint may hold besides or instead.
         operations: what turns theirs into ours, in this order.
         fallback: their tensor that is meant when the checkpoint has none of `theirs`.
+        beside: our tensors of other rules that the last operation gets after `ours` on the way to theirs.
     """
 
     ours: str | tuple[str, ...]
     theirs: str | tuple[str, ...]
     operations: tuple[Operation, ...] = ()
     fallback: str | None = None
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Row:
     theirs: tuple[str, ...]
     operations: tuple[Operation, ...]
     fallback: str | None
+    beside: tuple[str, ...] = ()
 
     def to_ours(self, theirs: Tensor) -> list[Tensor]:
         """What our names stand for, made of their tensor.
@@ -144,6 +147,7 @@ def _expand(rule: Rule, depths: Mapping[str, int]) -> Iterator[Row]:
                 tuple(_fill(name, filled) for name in theirs),
                 rule.operations,
                 rule.fallback and _fill(rule.fallback, filled),
+                tuple(_fill(name, filled) for name in rule.beside),
             )
 
 

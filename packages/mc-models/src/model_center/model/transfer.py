@@ -238,12 +238,13 @@ class Exported(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         row = self._rows[name]
-        tensors = [self._state[name] for name in row.ours]
+        names = (*row.ours, *row.beside)
+        tensors = [self._state[name] for name in names]
         try:
             for operation in reversed(row.operations):
                 tensors = operation.to_theirs(tensors)
         except ValueError as error:
-            raise ValueError(f"cannot export {' and '.join(row.ours)}: {error}") from error
+            raise ValueError(f"cannot export {' and '.join(names)}: {error}") from error
         return tensors[0]
 
     def __iter__(self) -> Iterator[str]:
