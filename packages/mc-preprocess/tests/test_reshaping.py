@@ -158,6 +158,21 @@ def test_shuffling_refuses(lines: list[str], tmp_path: Path) -> None:
         shuffle_lines([tmp_path / "a.txt"], tmp_path / "out.txt", memory_bytes=0)
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_shuffling_drops_the_mark_before_a_text(suffix: str, lines: list[str], tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    pack = gzip.compress if suffix else bytes
+    texts = ["".join(f'{{"text": "{line}"}}\n' for line in lines).encode(), b"ab", b""]
+    orders = []
+    for before in (b"", mark):
+        inputs = [tmp_path / f"{number}{suffix}" for number in range(len(texts))]
+        for path, text in zip(inputs, texts, strict=True):
+            path.write_bytes(pack(before + text))
+        shuffle_lines(inputs, tmp_path / "out.txt", overwrite=True)
+        orders.append((tmp_path / "out.txt").read_bytes())
+    assert orders[0] == orders[1]
+
+
 PEAK = """
 import resource, sys
 from model_center.tools import shuffle_lines

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -255,8 +256,8 @@ def _read_lines(part: Part, options: ReadOptions) -> Iterator[Batch]:
 
 def _decode(chunk: bytes, position: int, part: Part, options: ReadOptions) -> tuple[str, int]:
     """Decode UTF-8, without the mark that some programs put at the start of a file."""
-    if position == 0 and chunk.startswith(b"\xef\xbb\xbf"):
-        chunk, position = chunk[3:], 3
+    if position == 0 and chunk.startswith(BOM_UTF8):
+        chunk, position = chunk.removeprefix(BOM_UTF8), len(BOM_UTF8)
     try:
         return chunk.decode(), 0
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,7 +110,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
     """Read whole lines, some megabytes at a time; the last line of the file gets its line break if it has none."""
     try:
         with open_decompressed(path) as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
+            # The mark that some programs put at the start of a file would land in the middle of the new one.
+            start = stream.read(len(BOM_UTF8)).removeprefix(BOM_UTF8)
+            while chunk := start + stream.read(_CHUNK_BYTES - len(start)):
+                start = b""
                 if not chunk.endswith(b"\n"):
                     chunk += stream.readline()
                 yield chunk if chunk.endswith(b"\n") else chunk + b"\n"
