@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from model_center.dataset.indexed import MMapIndexedDataset
 from model_center.tokenizer import BertTokenizer, Tokenizer
-from model_center.tools import CausalLMEncoder, CPM1Encoder, Encoder
+from model_center.tools import CausalLMEncoder, CPM1Encoder, Encoder, LocalExecutor, ReadOptions, tokenize_files
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "lord", "##s", "of", "rings", "."]
 
@@ -86,6 +87,27 @@ def test_fast_tokenizers_add_nothing_and_cut_nothing(bert: Path) -> None:
     assert [encoder.encode(line) for line in lines] == expected
     copy = pickle.loads(pickle.dumps(encoder))
     assert copy.encode_batch(lines) == expected
+
+
+def test_special_tokens_are_split_by_any_number_of_workers(bert: Path, tmp_path: Path) -> None:
+    tokenizer = BertTokenizer.from_pretrained(bert, split_special_tokens=True)
+    (tmp_path / "data.txt").write_text("the [MASK] of [SEP] rings\n" * 50)
+    datasets = []
+    for workers in (1, 2):
+        tokenize_files(
+            [tmp_path / "data.txt"],
+            tmp_path / f"out{workers}",
+            CausalLMEncoder(tokenizer),
+            options=ReadOptions(part_bytes=500),
+            executor=LocalExecutor(workers),
+        )
+        datasets.append([(tmp_path / f"out{workers}_1{suffix}").read_bytes() for suffix in (".bin", ".idx")])
+    assert datasets[0] == datasets[1]
+    assert MMapIndexedDataset(tmp_path / "out2_1")[0].tolist() == [5, 1, 1, 1, 8, 1, 1, 1, 9, 3]
+    # Calls with other options in between leave no trace.
+    encoder, expected = CausalLMEncoder(tokenizer), [[5, 1, 1, 1, 3]]
+    tokenizer("the", split_special_tokens=False)
+    assert encoder.encode("the [MASK]") == CausalLMEncoder(tokenizer).encode("the [MASK]") == expected
 
 
 def test_an_encoder_tells_what_made_the_data() -> None:

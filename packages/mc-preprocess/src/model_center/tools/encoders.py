@@ -39,11 +39,14 @@ class ManyTexts:
             # Checkpoints may carry the lengths of their fine-tuning in tokenizer.json.
             self._backend.no_truncation()
             self._backend.no_padding()
+            # The part in Rust forgets this one option when it is pickled, and calls of the tokenizer may change it.
+            self._split_special_tokens = getattr(tokenizer, "split_special_tokens", self._backend.encode_special_tokens)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text."""
         if self._tokenizer is not None:
             return [self._tokenizer.encode(text) for text in texts]
+        self._backend.encode_special_tokens = self._split_special_tokens
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
