@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from model_center.engine import TorchEngine, use_engine
-from model_center.layer import Attention, AttentionMask, Decoder, Encoder, KeyValueCache, RelativePositionEmbedding
+from model_center.engine.tensors import has_triton
+from model_center.layer import (
+    Attention,
+    AttentionMask,
+    Decoder,
+    Encoder,
+    KeyValueCache,
+    RelativePositionEmbedding,
+    attention_kernels,
+)
 from model_center.layer.attention_kernels import Packing, Scoring, attend, attend_packed, attend_reference, shared_bias
 from model_center.layer.attention_mask import ScoreMask
 from model_center.layer.kernels import requirements
@@ -132,6 +141,53 @@ def test_what_the_kernels_need(
     device: Any = OldGPU()
     found = requirements._obstacle(device, dtype, dim_head)
     assert found is None if reason is None else found is not None and reason in found
+
+
+def test_more_heads_than_cuda_launches_go_the_slow_way_and_it_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    requirements._tell.cache_clear()
+    monkeypatch.setattr(requirements, "_suit", lambda *_: True)  # as on a GPU
+    x = torch.empty(0)
+    with caplog.at_level(logging.INFO, "model_center"):
+        assert requirements.fused_kernels_take(x, 64, 65_535)
+        assert not caplog.records
+        assert not requirements.fused_kernels_take(x, 64, 65_536)
+        assert not requirements.fused_kernels_take(x, 64, 131_072)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message.endswith("a batch has more than 65535 heads, those of all its sequences together")
+    with requirements.meta_stands_for_gpu():
+        half = torch.empty(1, dtype=torch.float16, device="meta")
+        assert requirements.fused_kernels_take(half, 64, 65_535) == has_triton()
+        assert not requirements.fused_kernels_take(half, 64, 65_536)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("most", [5, 6])
+def test_heads_of_all_sequences_count(most: int, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    requirements._tell.cache_clear()
+    monkeypatch.setattr(requirements, "_suit", lambda *_: True)  # as on a GPU
+    monkeypatch.setattr(requirements, "_MOST_HEADS", most)
+    for name in ("_attend_fused", "_attend_packed_fused"):
+        monkeypatch.setattr(attention_kernels, name, lambda query, *_: torch.zeros_like(query))
+    mask = AttentionMask().resolve(20, 20, torch.device("cpu"))
+    packing = Packing(cumulative=torch.tensor([0, 20, 40, 60], dtype=torch.int32), longest=20)
+
+    def outputs(query: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        row, scoring = query.transpose(1, 2).flatten(0, 1), Scoring(bias=bias)
+        batch, _ = attend(query, query, query, mask, scoring)
+        packed = attend_packed(row, row, row, packing, scoring)
+        return batch, packed.view(3, 20, 2, 4).transpose(1, 2), shared_bias(bias, query[:, 0], mask, 4)
+
+    query, bias = torch.randn(3, 2, 20, 4), torch.randn(2, 39)
+    torch._dynamo.maybe_mark_dynamic(query, 0)  # then the compiler compares a symbol
+    call = torch.compile(outputs, backend="eager", fullgraph=True) if compiled else outputs
+    batch, packed, shared = call(query, bias)
+    assert shared.dim() == (2 if most == 6 else 3)
+    expected = attend_reference(query, query, query, mask, Scoring(bias=bias))[0]
+    for output in (batch, packed):
+        assert_close(output, torch.zeros_like(output) if most == 6 else expected)
 
 
 def test_a_compiled_stack_is_one_graph() -> None:

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from model_center.engine import TorchEngine, use_engine
 from model_center.layer import Attention, AttentionMask, Encoder, RelativePositionEmbedding, RotaryEmbedding, stack
 from model_center.layer.attention_kernels import Packing
-from model_center.layer.padding import real_positions, saves_padding
+from model_center.layer.kernels import requirements
+from model_center.layer.padding import RealPositions, real_positions, saves_padding
 
 F64 = torch.float64
 LENGTH = 7
@@ -114,6 +115,26 @@ def test_a_document_in_two_places_is_one(leave_out: list[Any]) -> None:
     dense = model(states(1), mask.materialize(LENGTH, LENGTH)[:, 0])
     assert_close(model(states(1), mask), dense)
     assert leave_out == [None]
+
+
+@pytest.mark.parametrize("most", [9, 10])
+def test_documents_stay_in_their_rows_if_they_are_too_many(
+    most: int, monkeypatch: pytest.MonkeyPatch, leave_out: list[Any]
+) -> None:
+    monkeypatch.setattr(requirements, "_MOST_HEADS", most)
+    taken = []
+    original = RealPositions.take
+
+    def take(positions: RealPositions, x: Tensor) -> Tensor:
+        taken.append(positions)
+        return original(positions, x)
+
+    monkeypatch.setattr(RealPositions, "take", take)
+    mask = AttentionMask(documents=torch.tensor([[0, 1, 2, 3, 3, 4, 4]]))  # five of them, each with two heads
+    model = encoder()
+    output = model(states(1), mask)
+    assert (taken == leave_out) is (most == 10)
+    assert_close(output, model(states(1), mask, output_hidden_states=True).last_hidden_state)
 
 
 @settings(max_examples=30, deadline=None)

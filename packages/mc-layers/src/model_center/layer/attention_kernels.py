@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_center.layer.attention_mask import AttentionMask, ScoreMask
-from model_center.layer.kernels.requirements import fused_kernels_take
+from model_center.layer.kernels.requirements import fused_kernels_launch, fused_kernels_take
 from model_center.layer.position import dense_bias
 
 _FEWEST_QUERIES = 16
@@ -71,8 +71,9 @@ def shared_bias(
     Returns:
         `by_distance` where kernels take it, otherwise the bias written out once, (num_heads, len_q, len_k).
     """
-    len_q = hidden_states.shape[-2]
-    if len_q >= _FEWEST_QUERIES and _has_structure(mask) and fused_kernels_take(hidden_states, dim_head):
+    batch, len_q = hidden_states.shape[:2]
+    heads = batch * by_distance.shape[0]
+    if len_q >= _FEWEST_QUERIES and _has_structure(mask) and fused_kernels_take(hidden_states, dim_head, heads):
         return by_distance
     return dense_bias(by_distance, query_offset + len_q).to(hidden_states.dtype)
 
@@ -91,6 +92,11 @@ class Packing:
     cumulative: Tensor
     longest: int
     is_causal: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences."""
+        return self.cumulative.shape[0] - 1
 
     def slots(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return the sequence of each token and its position in that; integers of shape (tokens,)."""
@@ -161,7 +167,7 @@ def _takes_fused(query: Tensor, mask: ScoreMask, scoring: Scoring) -> bool:
     """Whether our own kernels compute this."""
     knows_bias = scoring.bias is None or scoring.has_bias_by_distance
     known = knows_bias and _has_structure(mask) and scoring.masks_completely
-    return known and fused_kernels_take(query, query.shape[-1])
+    return known and fused_kernels_take(query, query.shape[-1], query.shape[0] * query.shape[1])
 
 
 def _has_structure(mask: ScoreMask) -> bool:
@@ -206,8 +212,9 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, s
     """
     if not scoring.masks_completely or (scoring.bias is not None and not scoring.has_bias_by_distance):
         return attend_packed_reference(query, key, value, packing, scoring)
-    if not _takes_varlen(query, scoring):
-        if not fused_kernels_take(query, query.shape[-1]):
+    num_heads, dim_head = query.shape[1:]
+    if not _takes_varlen(query, dim_head, scoring):
+        if not fused_kernels_take(query, dim_head, packing.sequences * num_heads):
             return attend_packed_reference(query, key, value, packing, scoring)
         return _attend_packed_fused(query, key, value, packing, scoring)
     # Importing it imports the compiler, which takes seconds.
@@ -222,14 +229,26 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, packing: Packing, s
     return output
 
 
-def _takes_varlen(query: Tensor, scoring: Scoring) -> bool:
+def packed_kernels_launch(x: Tensor, dim_head: int, heads: int, scoring: Scoring) -> bool:
+    """Return whether the kernels of `attend_packed` take so many heads at once.
+
+    Args:
+        x: The hidden states that queries are made of.
+        dim_head: Size of each head.
+        heads: Number of heads of all sequences together.
+        scoring: What `attend_packed` takes.
+    """
+    return _takes_varlen(x, dim_head, scoring) or fused_kernels_launch(heads)
+
+
+def _takes_varlen(x: Tensor, dim_head: int, scoring: Scoring) -> bool:
     """Whether PyTorch's kernel for packed sequences computes this."""
     return (
-        query.is_cuda
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)  # what FlashAttention needs, not our kernels
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
+        x.is_cuda
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)  # what FlashAttention needs, not our kernels
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and dim_head % 8 == 0
+        and dim_head <= 256
         and scoring.bias is None
         and scoring.dropout_p == 0.0
     )
@@ -255,7 +274,7 @@ def _attend_packed_fused(query: Tensor, key: Tensor, value: Tensor, packing: Pac
 def attend_packed_reference(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scoring: Scoring) -> Tensor:
     """Put padding between the sequences and call `attend`; arguments and result are those of `attend_packed`."""
     sequence, position = packing.slots(query.shape[0])
-    count, longest = packing.cumulative.shape[0] - 1, packing.longest
+    count, longest = packing.sequences, packing.longest
 
     def padded(x: Tensor) -> Tensor:
         room = x.new_zeros(count, longest, *x.shape[1:])

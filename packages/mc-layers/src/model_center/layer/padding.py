@@ -62,7 +62,7 @@ class RealPositions:
 def saves_padding(hidden_states: Tensor, dim_head: int) -> bool:
     """Whether this device has the kernels that make leaving padding out a gain."""
     half = hidden_states.dtype in (torch.float16, torch.bfloat16)
-    return hidden_states.is_cuda and half and fused_kernels_take(hidden_states, dim_head)
+    return hidden_states.is_cuda and half and fused_kernels_take(hidden_states, dim_head, heads=1)
 
 
 def real_positions(mask: AttentionMask, batch: int, length: int, *, adjacent: bool) -> RealPositions | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model_center.engine import TransformerBlockList, current_engine
 from model_center.layer.attention import Mask, PositionBias
-from model_center.layer.attention_kernels import shared_bias
+from model_center.layer.attention_kernels import Scoring, packed_kernels_launch, shared_bias
 from model_center.layer.attention_mask import AttentionMask, resolve_mask
 from model_center.layer.blocks import TransformerBlock
 from model_center.layer.cache import KeyValueCache
@@ -167,6 +167,13 @@ class _Stack(BlockOptions, Module):
             return None
         real = real_positions(mask, *hidden_states.shape[:2], adjacent=by_distance)
         if real is None:
+            return None
+        dropout_p = self.dropout_p if self.att_dropout_p is None else self.att_dropout_p
+        bias = position_bias if isinstance(position_bias, Tensor) else None
+        scoring = Scoring(bias=bias, dropout_p=dropout_p if self.training else 0.0)
+        # There may be so many more documents than rows that the kernels take the rows only.
+        heads = real.packing.sequences * self.num_heads
+        if not packed_kernels_launch(hidden_states, self.dim_head, heads, scoring):
             return None
         if isinstance(position_bias, RotaryPositions):
             position_bias = real.rotations(position_bias)
