@@ -12,7 +12,7 @@ from comparison import Inputs, assert_equal, real
 from tiny_families import FAMILIES, Family
 from torch import Tensor
 
-from model_center.model import BaseModel, load_model
+from model_center.model import BaseModel, GPTj, GPTjConfig, load_model
 from model_center.model.operations import Duplicate
 from model_center.model.rules import expand
 
@@ -116,6 +116,35 @@ def test_trained_gptj_goes_back_with_one_norm_a_layer(dtype: torch.dtype, tolera
         ours.export_huggingface(tmp_path / "exported", max_file_bytes=20_000)
         again = family.theirs.from_pretrained(tmp_path / "exported", attn_implementation="eager", dtype=dtype).eval()
         assert_equal(again(**inputs).logits[real(inputs)], logits, tolerance)
+
+
+def test_bias_of_a_tied_gptj_is_loaded_or_refused(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == "gptj")
+    theirs = family.make(tie_word_embeddings=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    inputs = family.inputs()
+    with pytest.raises(
+        ValueError, match=r"`lm_head\.bias` of .* must be 0 in a tied GPTj, .* but holds -?\d.*tied=False"
+    ):
+        load_model(tmp_path / "theirs")
+    untied = GPTjConfig.from_pretrained(tmp_path / "theirs", tied=False)
+    with torch.no_grad():
+        logits = GPTj.from_pretrained(tmp_path / "theirs", untied)(**inputs, return_logits=True)
+        assert_equal(logits[real(inputs)], theirs(**inputs).logits[real(inputs)])
+    classifier = GPTj.from_pretrained(tmp_path / "theirs", dataclasses.replace(untied, tied=True, cls_head=2))
+    assert torch.equal(classifier.input_embedding.weight, theirs.transformer.wte.weight)  # without that head
+
+    with torch.no_grad():
+        theirs.lm_head.bias.zero_()
+    theirs.save_pretrained(tmp_path / "unbiased")
+    ours: Any = load_model(tmp_path / "unbiased")
+    assert ours.config.tied
+    ours.export_huggingface(tmp_path / "exported")
+    again = family.theirs.from_pretrained(tmp_path / "exported", attn_implementation="eager").eval()
+    with torch.no_grad():
+        expected = theirs(**inputs).logits[real(inputs)]
+        assert_equal(ours(**inputs, return_logits=True)[real(inputs)], expected)
+        assert_equal(again(**inputs).logits[real(inputs)], expected)
 
 
 def test_automatic_classes_load_what_is_exported(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from model_center.model.base import Stored
 from model_center.model.config import Published
 from model_center.model.decoder_lm import DecoderLM
 from model_center.model.operations import Duplicate, FoldNormIntoBias, FoldNormIntoWeight
@@ -53,6 +54,24 @@ class GPTj(DecoderLM):
     config_class = GPTjConfig
 
     @classmethod
+    def fit(cls, config: GPTjConfig, stored: Stored) -> GPTjConfig:
+        """As in all families.
+
+        Raises:
+            ValueError: a tied model there has an output bias, which tied models here have not.
+        """
+        fitted: GPTjConfig = super().fit(config, stored)
+        name = "lm_head.bias"
+        if fitted.tied and fitted.cls_head is None and stored.is_foreign and name in stored.weights.names():
+            largest = max(stored.weights.read(name).tolist(), key=abs)
+            if largest != 0:
+                raise ValueError(
+                    f"`{name}` of {stored.weights.path} must be 0 in a tied {cls.__name__}, which has no output bias "
+                    f"here, but holds {largest:g}; pass a `config` with `tied=False`, which loads it exactly"
+                )
+        return fitted
+
+    @classmethod
     def table(cls, config: GPTjConfig) -> Table:  # noqa: ARG003 - all configurations have the same rules
         """The rules; one norm there is the norm before both layers here, and feed-forward layers take up the other."""
         layer = "encoder.layers.{i}"
@@ -64,7 +83,8 @@ class GPTj(DecoderLM):
             [
                 Rule("input_embedding.weight", "wte.weight"),
                 Rule("encoder.output_layernorm.*", "ln_f.*"),
-                Rule("output_projection.*", "lm_head.*"),
+                Rule("output_projection.weight", "lm_head.weight", fallback="wte.weight"),
+                Rule("output_projection.bias", "lm_head.bias"),
                 Rule(tuple(f"{norm}.*" for norm in norms), "h.{i}.ln_1.*", (Duplicate(2, made_up_for=True),)),
                 *attention(f"{layer}.self_att", "h.{i}.attn", "q_proj", "k_proj", "v_proj", "out_proj"),
                 Rule(f"{w_in}.weight", f"{theirs}.fc_in.weight", (FoldNormIntoWeight(),), beside=scales),
