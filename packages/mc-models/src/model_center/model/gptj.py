@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from model_center.model.base import Stored
 from model_center.model.config import Published
 from model_center.model.decoder_lm import DecoderLM
 from model_center.model.operations import Duplicate, FoldNormIntoBias, FoldNormIntoWeight
@@ -52,24 +51,6 @@ class GPTj(DecoderLM):
     """GPT-J: a decoder with rotary positions, whose attention and feed-forward layers run side by side."""
 
     config_class = GPTjConfig
-
-    @classmethod
-    def fit(cls, config: GPTjConfig, stored: Stored) -> GPTjConfig:
-        """As in all families.
-
-        Raises:
-            ValueError: a tied model there has an output bias, which tied models here have not.
-        """
-        fitted: GPTjConfig = super().fit(config, stored)
-        name = "lm_head.bias"
-        if fitted.tied and fitted.cls_head is None and stored.is_foreign and name in stored.weights.names():
-            largest = max(stored.weights.read(name).tolist(), key=abs)
-            if largest != 0:
-                raise ValueError(
-                    f"`{name}` of {stored.weights.path} must be 0 in a tied {cls.__name__}, which has no output bias "
-                    f"here, but holds {largest:g}; pass a `config` with `tied=False`, which loads it exactly"
-                )
-        return fitted
 
     @classmethod
     def table(cls, config: GPTjConfig) -> Table:  # noqa: ARG003 - all configurations have the same rules
