@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model_center.engine import HALF, TorchEngine, use_engine
-from model_center.model import Bert, BertConfig, CPM1Config, GPT2Config, T5Config, families
+from model_center.model import Bert, BertConfig, CPM1Config, GPT2Config, GPTjConfig, T5Config, families
 
 CONFIGS = [model.config_class for model in families.values()]
 config_classes = pytest.mark.parametrize("cls", CONFIGS, ids=lambda cls: cls.__name__)
@@ -78,6 +78,8 @@ def test_legacy_files_hold_numbers_as_strings(cls: Any, tmp_path: Path) -> None:
         ({"norm_eps": "small"}, r"config\.json: .*small"),
         ({"dtype": "float17"}, r"`dtype` must be 'half' or the name of a torch dtype, but is 'float17'"),
         ({"model_type": "gpt2"}, r"`model_type` must be 'bert' for BertConfig, but is 'gpt2'"),
+        ({"huggingface_fields": {"n_embd": 3}}, r"`huggingface_fields` must be of bos_token_id, .*, but holds n_embd"),
+        ({"huggingface_fields": 3}, r"`huggingface_fields` must be of type dict or NoneType, but is 3"),
         ({"format_version": 2}, r"config\.json: `format_version` must be at most 1, but is 2"),
         ({"format_version": "new"}, r"`format_version` must be at most 1, but is 'new'"),
         ("{", r"config\.json is not valid JSON"),
@@ -196,6 +198,47 @@ def test_transformers_configuration_is_translated(tmp_path: Path) -> None:
     assert (config.dim_model, config.num_heads, config.dim_head, config.dim_ff) == (24, 3, 8, 96)
     assert (config.vocab_size, config.ffn_activate_fn, config.dropout_p) == (50258, "gelu_tanh", 0.0)
     assert config.to_huggingface()["activation_function"] == "gelu_pytorch_tanh"
+
+
+def there_and_back(cls: Any, theirs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """What export writes of a Transformers configuration that was imported, and saved and loaded here."""
+    path = written(tmp_path, theirs)
+    config = cls.from_pretrained(tmp_path)
+    config.to_json_file(path)
+    again = cls.from_pretrained(tmp_path)
+    assert again == config
+    exported: dict[str, Any] = again.checked_huggingface()
+    written(tmp_path, exported)
+    assert cls.from_pretrained(tmp_path) == config
+    return exported
+
+
+@pytest.mark.parametrize(
+    ("cls", "given"),
+    [
+        (BertConfig, {"pad_token_id": 5, "bos_token_id": 6, "eos_token_id": None}),
+        (GPT2Config, {"pad_token_id": 5, "bos_token_id": None, "eos_token_id": [6, 7]}),
+        (GPTjConfig, {"n_positions": 4096, "eos_token_id": 5}),
+        (T5Config, {"pad_token_id": 3, "decoder_start_token_id": 4, "eos_token_id": 5}),
+        (T5Config, {"decoder_start_token_id": 0}),
+        (T5Config, {}),
+    ],
+    ids=str,
+)
+def test_fields_that_only_transformers_uses_go_back(cls: Any, given: dict[str, Any], tmp_path: Path) -> None:
+    exported = there_and_back(cls, {"model_type": cls.model_type, **given}, tmp_path)
+    names = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"}
+    if cls is GPTjConfig:
+        names.add("n_positions")
+    assert {name: exported[name] for name in names & exported.keys()} == {
+        **({"decoder_start_token_id": 0} if cls is T5Config else {}),  # which Transformers cannot do without
+        **given,
+    }
+
+
+def test_dropout_at_the_embedding_is_exported() -> None:
+    for cls in (GPT2Config, GPTjConfig):
+        assert cls(dropout_p=0.25).to_huggingface()["embd_pdrop"] == 0.25
 
 
 def test_cpm_has_no_transformers_configuration(tmp_path: Path) -> None:

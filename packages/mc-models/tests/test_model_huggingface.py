@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from comparison import Inputs, assert_equal, real
-from tiny_families import FAMILIES, Family
+from tiny_families import FAMILIES, VOCABULARY, Family
 from torch import Tensor
 
 from model_center.model import BaseModel, GPTj, GPTjConfig, load_model
@@ -145,6 +145,37 @@ def test_bias_of_a_tied_gptj_is_loaded_or_refused(tmp_path: Path) -> None:
         expected = theirs(**inputs).logits[real(inputs)]
         assert_equal(ours(**inputs, return_logits=True)[real(inputs)], expected)
         assert_equal(again(**inputs).logits[real(inputs)], expected)
+
+
+def test_exported_gptj_takes_as_many_positions(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == "gptj")
+    theirs, ours = family.make_both(tmp_path / "theirs", n_positions=2100)
+    ours.export_huggingface(tmp_path / "exported")
+    again = family.theirs.from_pretrained(tmp_path / "exported", attn_implementation="eager").eval()
+    ids = torch.arange(2100)[None] % VOCABULARY
+    with torch.no_grad():
+        assert_equal(again(ids).logits, theirs(ids).logits)
+
+
+def test_exported_t5_makes_the_same_decoder_inputs_of_labels(tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == "t5")
+    theirs, ours = family.make_both(tmp_path / "theirs", pad_token_id=3, decoder_start_token_id=4, eos_token_id=5)
+    ours.export_huggingface(tmp_path / "exported")
+    again = family.theirs.from_pretrained(tmp_path / "exported").eval()
+    ids, labels = torch.tensor([[8, 9, 10]]), torch.tensor([[6, 7, 5, -100]])
+    with torch.no_grad():
+        assert_equal(again(input_ids=ids, labels=labels).loss, theirs(input_ids=ids, labels=labels).loss)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_exported_decoders_without_dropout_have_none(name: str, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.name == name)
+    theirs, ours = family.make_both(tmp_path / "theirs", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    ours.export_huggingface(tmp_path / "exported")
+    again = family.theirs.from_pretrained(tmp_path / "exported", attn_implementation="eager")
+    inputs = family.inputs()
+    with torch.no_grad():
+        assert_equal(again.train()(**inputs).logits, theirs.train()(**inputs).logits)
 
 
 def test_automatic_classes_load_what_is_exported(tmp_path: Path) -> None:

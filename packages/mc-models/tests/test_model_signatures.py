@@ -27,6 +27,7 @@ LAYERS = {
     "ffn_dropout_p": "models differ in where they drop",
     "parallel_ffn": "documented for layers only; GPT-J has it",
 }
+ALL = LAYERS | {"huggingface_fields": "go back to Transformers as they came"}
 RELATIVE = {
     "position_bias_num_buckets": "`pos_bias_type` is documented for all families, the rest of it only for some",
     "position_bias_max_distance": "likewise",
@@ -40,12 +41,12 @@ STACK = {
 }
 SCALING = {"scale_decoder_outputs": "as in Transformers", "residual_scale": "T5 in fp16"}
 ADDED = {
-    "BertConfig": LAYERS | RELATIVE | STACK | {"is_decoder": "`encoder_hidden_states`, as in Transformers"},
-    "GPT2Config": LAYERS | RELATIVE | STACK,
-    "GPTjConfig": LAYERS | RELATIVE | STACK,
-    "T5Config": LAYERS | SCALING,
-    "CPM1Config": LAYERS | STACK,
-    "CPM2Config": LAYERS | {"tied": "all other families have it"},
+    "BertConfig": ALL | RELATIVE | STACK | {"is_decoder": "`encoder_hidden_states`, as in Transformers"},
+    "GPT2Config": ALL | RELATIVE | STACK,
+    "GPTjConfig": ALL | RELATIVE | STACK,
+    "T5Config": ALL | SCALING,
+    "CPM1Config": ALL | STACK,
+    "CPM2Config": ALL | {"tied": "all other families have it"},
 }
 CACHE = ["past_key_values", "use_cache"]
 ADDED_TO_FORWARD = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -55,12 +55,33 @@ class Config(BlockOptions):
     """Transformers' names of activations -> ours, where they differ."""
     huggingface_fixed: ClassVar[Mapping[str, Any]] = {}
     """Fields of Transformers' configuration that change what is computed, and the only value that is supported."""
+    huggingface_repeated: ClassVar[Mapping[str, str]] = {}
+    """Further fields of Transformers' configuration that export writes -> our option."""
+    huggingface_written: ClassVar[Mapping[str, Any]] = {}
+    """Fields that export writes with these values where nothing else was imported."""
+    huggingface_carried: ClassVar[tuple[str, ...]] = (
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "decoder_start_token_id",
+    )
+    """Fields of Transformers' configuration that nothing here depends on: import keeps them for the next export."""
     huggingface_untied: ClassVar[Mapping[str, Any]] = {}
     """Our options for the output projection of their untied models, where those are not our defaults."""
     padding_ids: ClassVar[int] = 0
     """Ids at the end of our vocabulary that theirs lacks: they fill it up, and their logits are minus infinity."""
     not_exported: ClassVar[frozenset[str]] = frozenset(
-        {"att_dropout_p", "att_mask_value", "cls_head", "dropout_p", "dtype", "ffn_dropout_p", "half", "int8"}
+        {
+            "att_dropout_p",
+            "att_mask_value",
+            "cls_head",
+            "dropout_p",
+            "dtype",
+            "ffn_dropout_p",
+            "half",
+            "huggingface_fields",
+            "int8",
+        }
     )
     """Options that do not change what Transformers' model computes, or that export treats by itself."""
 
@@ -98,6 +119,8 @@ class Config(BlockOptions):
     """Use the input embedding as the output projection."""
     cls_head: int | None = None
     """Classes of a linear head that takes the place of the language-model head; None for the latter."""
+    huggingface_fields: dict[str, Any] | None = None
+    """The fields of `huggingface_carried` that the model's Transformers configuration had, if it came with one."""
 
     def __post_init__(self) -> None:
         if self.dtype is HALF and not self.half:
@@ -122,6 +145,10 @@ class Config(BlockOptions):
                 wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in _kinds(hints[field.name]))
                 raise ValueError(f"`{field.name}` must be of type {wanted}, but is {value!r}")
             _check_value(field.name, value)
+        if strange := [name for name in self.huggingface_fields or {} if name not in self.huggingface_carried]:
+            raise ValueError(
+                f"`huggingface_fields` must be of {', '.join(self.huggingface_carried)}, but holds {', '.join(strange)}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str = "the given options") -> Self:
@@ -238,7 +265,10 @@ class Config(BlockOptions):
         options["vocab_size"] += cls.padding_ids
         activation = cls.huggingface_activations.get(options["ffn_activate_fn"], options["ffn_activate_fn"])
         projection = {} if options["tied"] else cls.huggingface_untied
-        return {**options, **projection, "ffn_activate_fn": activation}
+        written = cls.huggingface_written.items()
+        held = [(name, theirs[name]) for name in cls.huggingface_carried if name in theirs]
+        carried = dict(field for field in held if field not in written)
+        return {**options, **projection, "ffn_activate_fn": activation, "huggingface_fields": carried or None}
 
     def to_huggingface(self) -> dict[str, Any]:
         """The Transformers configuration for our options; a family adds what the table cannot say."""
@@ -249,7 +279,13 @@ class Config(BlockOptions):
             "ffn_activate_fn": activations.get(self.ffn_activate_fn, self.ffn_activate_fn),
             "att_dropout_p": self.dropout_p if self.att_dropout_p is None else self.att_dropout_p,
         }
-        return {"model_type": self.model_type, **{name: ours[key] for key, (name, _) in self.huggingface.items()}}
+        return {
+            "model_type": self.model_type,
+            **self.huggingface_written,
+            **(self.huggingface_fields or {}),
+            **{name: ours[key] for key, (name, _) in self.huggingface.items()},
+            **{name: ours[key] for name, key in self.huggingface_repeated.items()},
+        }
 
     def checked_huggingface(self) -> dict[str, Any]:
         """The Transformers configuration for our options.
@@ -302,7 +338,8 @@ def is_huggingface(raw: Mapping[str, Any]) -> bool:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(get_origin(kind) or kind for kind in kinds)
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -41,6 +41,7 @@ class GPT2Config(StackConfig):
         "tied": ("tie_word_embeddings", True),
         "add_cross_attention": ("add_cross_attention", False),
     }
+    huggingface_repeated: ClassVar = {"embd_pdrop": "dropout_p"}
     huggingface_fixed: ClassVar = {"scale_attn_by_inverse_layer_idx": False}
     huggingface_untied: ClassVar = {"proj_bias": False}
     padding_ids = 1

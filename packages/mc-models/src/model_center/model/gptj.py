@@ -29,6 +29,8 @@ class GPTjConfig(StackConfig):
         "ffn_activate_fn": ("activation_function", "gelu_new"),
         "tied": ("tie_word_embeddings", False),
     }
+    huggingface_repeated: ClassVar = {"embd_pdrop": "dropout_p"}
+    huggingface_carried: ClassVar = (*StackConfig.huggingface_carried, "n_positions")
 
     vocab_size: int = 50400
     dim_model: int = 4096

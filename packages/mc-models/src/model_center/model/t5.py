@@ -51,6 +51,7 @@ class T5Config(T5ScalingConfig):
         "gated-relu": "gated_relu",
         "gated-silu": "gated_silu",
     }
+    huggingface_written: ClassVar = {"decoder_start_token_id": 0}  # to turn targets into decoder inputs
 
     vocab_size: int = 32128
     att_init_std: float = 1
@@ -62,10 +63,6 @@ class T5Config(T5ScalingConfig):
         """Without their own number, there are as many decoder as encoder layers."""
         options = super().from_huggingface(theirs)
         return {**options, "num_decoder_layers": options["num_decoder_layers"] or options["num_encoder_layers"]}
-
-    def to_huggingface(self) -> dict[str, Any]:
-        """With what Transformers needs to turn targets into decoder inputs."""
-        return {**super().to_huggingface(), "decoder_start_token_id": 0}
 
 
 class T5(T5Scaling):
