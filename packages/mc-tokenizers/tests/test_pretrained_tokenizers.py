@@ -8,8 +8,10 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import tokenizers
 import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
+from tokenizers import models, normalizers, pre_tokenizers
 
 from model_center.tokenizer import BertTokenizer, GPT2Tokenizer, GPTjTokenizer, T5Tokenizer, Tokenizer, resolve
 
@@ -102,6 +104,76 @@ def test_bert_tells_a_cased_vocabulary(vocabularies: Path, tmp_path: Path) -> No
     assert BertTokenizer.from_pretrained(tmp_path / "saved").tokenize("The cat") == ["The", "cat"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     assert BertTokenizer.from_pretrained(tmp_path).tokenize("The cat") == ["the", "cat"]
+
+
+CHANGES_OF_FILES: list[tuple[Any, Any, dict[str, Any]]] = [
+    *((BertTokenizer, transformers.BertTokenizer, {"do_lower_case": value}) for value in (False, True)),
+    *((BertTokenizer, transformers.BertTokenizer, {"strip_accents": value}) for value in (False, True)),
+    *((BertTokenizer, transformers.BertTokenizer, {"tokenize_chinese_chars": value}) for value in (False, True)),
+    (BertTokenizer, transformers.BertTokenizer, {"unk_token": "[MASK]"}),
+    *((GPT2Tokenizer, transformers.GPT2Tokenizer, {"add_prefix_space": value}) for value in (False, True)),
+    *((GPTjTokenizer, transformers.GPT2Tokenizer, {"add_prefix_space": value}) for value in (False, True)),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), CHANGES_OF_FILES)
+def test_options_change_what_tokenizer_json_says(
+    ours: Any, theirs: Any, options: dict[str, Any], folders: dict[Any, Path], tmp_path: Path
+) -> None:
+    opposite = {name: not value if isinstance(value, bool) else "[UNK]" for name, value in options.items()}
+    theirs.from_pretrained(folders[ours], **opposite).save_pretrained(tmp_path / "opposite")
+    (tmp_path / "opposite" / "vocab.txt").unlink(missing_ok=True)
+    texts = ["The CAT sat", "a cát sat", "你好 cat", "hello zebra"]
+
+    def ids(tokenizer: Any) -> Any:
+        return [tokenizer(text)["input_ids"] for text in texts]
+
+    expected = ids(theirs.from_pretrained(tmp_path / "opposite", **options))
+    assert expected != ids(ours.from_pretrained(tmp_path / "opposite"))
+    tokenizer = ours.from_pretrained(tmp_path / "opposite", **options)
+    assert ids(tokenizer) == expected
+    assert {name: getattr(tokenizer, name) for name in options} == options
+
+    config = json.loads((tmp_path / "opposite" / "tokenizer_config.json").read_text())
+    shutil.copytree(tmp_path / "opposite", tmp_path / "stated")
+    (tmp_path / "stated" / "tokenizer_config.json").write_text(json.dumps(config | options))
+    assert ids(ours.from_pretrained(tmp_path / "stated")) == expected
+
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert ids(ours.from_pretrained(tmp_path / "saved")) == ids(theirs.from_pretrained(tmp_path / "saved")) == expected
+    assert ours.from_pretrained(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("options", [row[2] for row in CHANGES_OF_FILES if "unk_token" not in row[2]])
+def test_a_tokenizer_json_alone_says_all(options: dict[str, Any], folders: dict[Any, Path], tmp_path: Path) -> None:
+    family: Any = GPT2Tokenizer if "add_prefix_space" in options else BertTokenizer
+    tokenizer = family.from_pretrained(folders[family], **options)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    again = family.from_pretrained(tmp_path)
+    for text in ("The CAT sat", "a cát sat", "你好 cat", "hello world"):
+        assert again.tokenize(text) == tokenizer.tokenize(text)
+    assert {name: getattr(again, name) for name in options} == options
+
+
+def test_a_tokenizer_json_with_steps_of_its_own_stays_as_it_is(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "The", "th", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    families: list[tuple[Any, Any, str]] = [
+        (BertTokenizer, models.WordPiece(vocabulary, unk_token="[UNK]"), "do_lower_case"),
+        (GPT2Tokenizer, models.BPE(vocabulary, [], unk_token="[UNK]"), "add_prefix_space"),
+    ]
+    for family, model, option in families:
+        backend = tokenizers.Tokenizer(model)
+        backend.normalizer = normalizers.Replace("sat", "the")
+        backend.pre_tokenizer = pre_tokenizers.Split("-", "removed")
+        folder = tmp_path / family.__name__
+        folder.mkdir()
+        backend.save(str(folder / "tokenizer.json"))
+        tokenizer = family.from_pretrained(folder)
+        assert tokenizer.encode("sat-cat-The", add_special_tokens=False) == backend.encode("sat-cat-The").ids
+        with pytest.raises(ValueError, match=rf"`{option}` would change nothing: .*`normalizer.type` is 'Replace'"):
+            family.from_pretrained(folder, **{option: True})
 
 
 def test_eod_ids(folders: dict[Any, Path]) -> None:

@@ -34,6 +34,11 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
     layouts: ClassVar[tuple[Layout, ...]]
     backend_model: ClassVar[str]
     required_tokens: ClassVar[dict[str, str]]
+    # The parts of tokenizer.json that Transformers' class makes anew, and what it always makes them of. A file that
+    # says otherwise is taken as it is, since it would give other ids.
+    remade_parts: ClassVar[dict[str, dict[str, Any]]] = {}
+    # The options of these parts, and where tokenizer.json says the same.
+    remade_options: ClassVar[dict[str, tuple[str, str]]] = {}
 
     @classmethod
     def from_pretrained(
@@ -93,7 +98,38 @@ class _ModelCenterTokenizer(transformers.TokenizersBackend):  # type: ignore[mis
         names = {name: stated.get(name) or token for name, token in cls.required_tokens.items()}
         tokens = {name: token["content"] if isinstance(token, dict) else str(token) for name, token in names.items()}
         require_tokens(files[0], dict.fromkeys(read_tokens(files[0])), tokens)
-        return options
+        if len(files) > 1 or files[0].suffix != ".json":
+            return options
+        content = read_json(files[0])
+        given = [name for name in cls.remade_options if name in options]
+        if given and (difference := cls._difference(content)) is not None:
+            raise ValueError(
+                f"`{given[0]}` would change nothing: in {files[0]}, {difference} as {cls.__name__} makes it, so that "
+                "the file is taken as it is; leave the option out, or change the file"
+            )
+        said = {name: (content.get(part) or {}, key) for name, (part, key) in cls.remade_options.items()}
+        return {name: part[key] for name, (part, key) in said.items() if key in part and name not in stated} | options
+
+    @classmethod
+    def _difference(cls, content: dict[str, Any]) -> str | None:
+        """Tell what a tokenizer.json has that Transformers' class would not make, if there is something."""
+        for part, makes in cls.remade_parts.items():
+            has = content.get(part) or {"type": None}
+            for key, value in makes.items():
+                if has.get(key, value) != value:
+                    return f"`{part}.{key}` is {has[key]!r}, not {value!r}"
+        return None
+
+    @classmethod
+    def convert_to_native_format(cls, **options: Any) -> Any:
+        """Turn files into arguments of the constructor (for Transformers)."""
+        file = options.get("tokenizer_file")
+        if file is not None and cls._difference(read_json(Path(file))) is not None:
+            return super().convert_to_native_format(**options)
+        # Asked for a class without a constructor of its own, Transformers would pass over the options, and over what
+        # the class makes of a sentencepiece file; so it is asked for its own class.
+        owner: Any = next(base for base in cls.__mro__ if not issubclass(base, _ModelCenterTokenizer))
+        return owner.convert_to_native_format(**options)
 
     def _complete(self) -> None:
         """Add what the files leave open."""
@@ -144,17 +180,23 @@ class BertTokenizer(_ModelCenterTokenizer, transformers.BertTokenizer):  # type:
     layouts = (("tokenizer.json",), ("vocab.txt",))
     backend_model = "WordPiece"
     required_tokens: ClassVar = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    remade_parts: ClassVar = {
+        "normalizer": {"type": "BertNormalizer", "clean_text": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {"type": "WordPiece", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+    }
+    remade_options: ClassVar = {
+        "do_lower_case": ("normalizer", "lowercase"),
+        "strip_accents": ("normalizer", "strip_accents"),
+        "tokenize_chinese_chars": ("normalizer", "handle_chinese_chars"),
+    }
 
     @classmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
         options = super()._options(files, options)
-        if "do_lower_case" in _tokenizer_config(files):
+        if files[0].suffix == ".json" or "do_lower_case" in _tokenizer_config(files):
             return options
-        if files[0].suffix == ".json":
-            normalizer = read_json(files[0]).get("normalizer") or {}
-            lower_case = bool(normalizer.get("lowercase", True))
-        else:
-            lower_case = not any(re.fullmatch("[A-Z][a-z]+", word) for word in read_tokens(files[0]))
+        lower_case = not any(re.fullmatch("[A-Z][a-z]+", word) for word in read_tokens(files[0]))
         return {"do_lower_case": lower_case, **options}
 
     @property
@@ -174,6 +216,12 @@ class GPT2Tokenizer(_ModelCenterTokenizer, transformers.GPT2Tokenizer):  # type:
     layouts = (("tokenizer.json",), ("vocab.json", "merges.txt"))
     backend_model = "BPE"
     required_tokens: ClassVar = {"eos_token": "<|endoftext|>"}
+    remade_parts: ClassVar = {
+        "normalizer": {"type": None},
+        "pre_tokenizer": {"type": "ByteLevel", "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "ignore_merges": False},
+    }
+    remade_options: ClassVar = {"add_prefix_space": ("pre_tokenizer", "add_prefix_space")}
 
     @classmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
@@ -203,10 +251,6 @@ class T5Tokenizer(_ModelCenterTokenizer, transformers.T5Tokenizer):  # type: ign
     layouts = (("tokenizer.json",), ("spiece.model",))
     backend_model = "Unigram"
     required_tokens: ClassVar = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-
-    # Transformers reads a sentencepiece file with the class's own constructor only where the class defines one.
-    def __init__(self, *inputs: Any, **options: Any) -> None:
-        super().__init__(*inputs, **options)
 
     @classmethod
     def _options(cls, files: list[Path], options: dict[str, Any]) -> dict[str, Any]:
