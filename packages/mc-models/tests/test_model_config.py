@@ -200,6 +200,41 @@ def test_transformers_configuration_is_translated(tmp_path: Path) -> None:
     assert config.to_huggingface()["activation_function"] == "gelu_pytorch_tanh"
 
 
+GPT_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_positions": "max_position_embeddings",
+}
+T5_ALIASES = {
+    "d_model": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "d_kv": "head_dim",
+}
+
+
+@pytest.mark.parametrize(
+    ("cls", "aliases"),
+    [(GPT2Config, GPT_ALIASES), (GPTjConfig, GPT_ALIASES), (T5Config, T5_ALIASES)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_names_that_all_families_of_transformers_share(cls: Any, aliases: dict[str, str], tmp_path: Path) -> None:
+    sizes = dict(zip(aliases, (12, 3, 5, 7), strict=True))
+    theirs = {"model_type": cls.model_type, **sizes}
+    written(tmp_path, theirs)
+    expected = cls.from_pretrained(tmp_path)
+    assert (expected.dim_model, expected.num_heads, next(iter(expected.depths.values()))) == (12, 3, 5)
+    written(tmp_path, {"model_type": cls.model_type} | {alias: sizes[name] for name, alias in aliases.items()})
+    assert cls.from_pretrained(tmp_path) == expected
+    for name, alias in aliases.items():
+        written(tmp_path, {**theirs, alias: sizes[name]})
+        assert cls.from_pretrained(tmp_path) == expected
+        written(tmp_path, {**theirs, alias: 9})
+        with pytest.raises(ValueError, match=f"`{alias}` must be that of `{name}`, {sizes[name]}, .* but is 9; leave"):
+            cls.from_pretrained(tmp_path)
+
+
 def there_and_back(cls: Any, theirs: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """What export writes of a Transformers configuration that was imported, and saved and loaded here."""
     path = written(tmp_path, theirs)

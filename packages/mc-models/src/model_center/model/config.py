@@ -51,6 +51,14 @@ class Config(BlockOptions):
     """The published checkpoints by identifier."""
     huggingface: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     """Our field -> the field of Transformers' configuration of the same `model_type`, and its default there."""
+    huggingface_aliases: ClassVar[Mapping[str, str]] = {
+        "hidden_size": "dim_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "max_position_embeddings": "position_size",
+        "head_dim": "dim_head",
+    }
+    """Names by which Transformers takes fields of all families -> our option, or a field of `huggingface_carried`."""
     huggingface_activations: ClassVar[Mapping[str, str]] = {"gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
     """Transformers' names of activations -> ours, where they differ."""
     huggingface_fixed: ClassVar[Mapping[str, Any]] = {}
@@ -254,6 +262,7 @@ class Config(BlockOptions):
     @classmethod
     def from_huggingface(cls, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Our options for the fields of a Transformers configuration; a family adds what the table cannot say."""
+        theirs = cls._without_aliases(theirs)
         options = {ours: theirs.get(name, default) for ours, (name, default) in cls.huggingface.items()}
         width, heads = options["dim_model"], options["num_heads"]
         if options.get("dim_ff") is None:
@@ -269,6 +278,21 @@ class Config(BlockOptions):
         held = [(name, theirs[name]) for name in cls.huggingface_carried if name in theirs]
         carried = dict(field for field in held if field not in written)
         return {**options, **projection, "ffn_activate_fn": activation, "huggingface_fields": carried or None}
+
+    @classmethod
+    def _without_aliases(cls, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields under the names of the family."""
+        names = {ours: name for ours, (name, _) in cls.huggingface.items()}
+        names |= {name: name for name in cls.huggingface_carried}
+        aliases = {alias: names[ours] for alias, ours in cls.huggingface_aliases.items() if ours in names}
+        fields = {name: value for name, value in theirs.items() if aliases.get(name, name) == name}
+        for alias in theirs.keys() & aliases.keys():
+            if fields.setdefault(name := aliases[alias], theirs[alias]) != theirs[alias]:
+                raise ValueError(
+                    f"`{alias}` must be that of `{name}`, {fields[name]!r}, which it is another name of, but is "
+                    f"{theirs[alias]!r}; leave one of them out"
+                )
+        return fields
 
     def to_huggingface(self) -> dict[str, Any]:
         """The Transformers configuration for our options; a family adds what the table cannot say."""

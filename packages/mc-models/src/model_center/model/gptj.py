@@ -29,6 +29,7 @@ class GPTjConfig(StackConfig):
         "ffn_activate_fn": ("activation_function", "gelu_new"),
         "tied": ("tie_word_embeddings", False),
     }
+    huggingface_aliases: ClassVar = {**StackConfig.huggingface_aliases, "max_position_embeddings": "n_positions"}
     huggingface_repeated: ClassVar = {"embd_pdrop": "dropout_p"}
     huggingface_carried: ClassVar = (*StackConfig.huggingface_carried, "n_positions")
 

@@ -1,7 +1,7 @@
 """The encoder-decoder skeleton: two stacks with relative positions, one embedding, an output projection."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +27,8 @@ EncoderOutputs = Tensor | BaseModelOutput | StackOutput | tuple[Tensor, ...]
 @dataclass(kw_only=True)
 class Seq2SeqConfig(Config):
     """Options of encoder-decoders."""
+
+    huggingface_aliases: ClassVar = {**Config.huggingface_aliases, "num_hidden_layers": "num_encoder_layers"}
 
     num_encoder_layers: int = 12
     """Layers of the encoder."""
