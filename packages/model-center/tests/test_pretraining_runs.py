@@ -1,6 +1,7 @@
 """Whole pre-training runs of a tiny BERT: what may change when they go on, what they measure, what stops them."""
 
 import errno
+import io
 import json
 import math
 import shutil
@@ -27,7 +28,7 @@ from model_center.recipe import Callbacks, OptimizerOptions, PretrainConfig, Pre
 from model_center.recipe.callbacks import MicroBatch
 from model_center.recipe.cli import main
 from model_center.recipe.pretraining import run_recorders, train
-from model_center.recipe.pretraining_job import predicted_peak
+from model_center.recipe.pretraining_job import predicted_peak, prepare_pretraining
 from model_center.recipe.run_directory import RunDirectory
 from model_center.tokenizer import load_tokenizer
 
@@ -313,6 +314,44 @@ def test_numbers_that_are_none_are_null_in_all_files_and_a_run_goes_on_after_the
     result = pretrain(replace(config, max_steps=6), resume="auto", callbacks=Diverged())
     assert [record["loss"] for record in records(config.output, "validation")] == [None, None]
     assert [math.isnan(validation.loss) for validation in result.validations] == [True, True]
+
+
+@pytest.fixture
+def pieces(base: PretrainConfig, tmp_path: Path) -> PretrainConfig:
+    """A run of a GPT-2 over documents half of which are single tokens, after which nothing is to be predicted."""
+    for name, lengths in (("train", (1, 8) * 4), ("single", (1, 1))):
+        with make_builder(tmp_path / f"{name}_1", dtype=np.uint16) as builder:
+            for length in lengths:
+                builder.add_item(np.arange(5, 5 + length))
+                builder.end_document()
+    sizes = {"vocab_size": 32, "dim_model": 16, "num_heads": 2, "dim_head": 8, "dim_ff": 32, "num_layers": 1}
+    return replace(
+        base,
+        output=str(tmp_path / "run"),
+        max_steps=8,
+        model=recipe.PretrainModelOptions(name="gpt2-base", precision="fp32", options=sizes | {"position_size": 16}),
+        data=replace(base.data, path=str(tmp_path), validation_name="single"),
+        batch=recipe.BatchOptions(global_size=1, micro_size=1),
+        validation=recipe.ValidationOptions(every_steps=4),
+    )
+
+
+def test_steps_and_validations_without_targets_are_left_out(pieces: PretrainConfig) -> None:
+    """One epoch has each document in a step of its own, and nothing that is held out has a target."""
+    output = io.StringIO()
+    job = prepare_pretraining(pieces)
+    result = train(job, console=Console(file=output, width=200))
+    losses = column(pieces.output, "loss")
+    assert len(losses) == 4
+    assert all(loss > 0 for loss in losses)
+    assert job.watch.first == losses[0]
+    assert output.getvalue().count("its samples have no target tokens, so it was left out") == 4
+    assert [(each.step, math.isnan(each.loss)) for each in result.validations] == [(4, True), (8, True)]
+    assert result.summary.best_loss is None
+    assert result.summary.training_loss == losses[-1]
+    assert job.scheduler.num_iter == 9  # the number of the step to come
+    pretrain(replace(pieces, max_steps=16), resume="auto")
+    assert len(column(pieces.output, "loss")) == 8
 
 
 def test_there_must_be_a_checkpoint_to_rewind_to(base: PretrainConfig, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pre-training of any family on indexed data sets: the reference training loop, readable from top to bottom."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,15 +136,14 @@ def train(
         run.set_state("running", summary=job.summary)
         saving = Saving(job, store)
         while job.step < config.max_steps:
+            done = job.step
             if job.watch.excludes(job.step + 1):
-                job.scheduler.step()
-                job.step += 1
-            else:
-                metrics = train_step(job, store, console)
-                if metrics is None:
-                    continue
+                leave_out_step(job)
+            elif (metrics := train_step(job, store, console)) is not None:
                 record(metrics)
                 callbacks.after_step(job, metrics)
+            elif job.step <= done:  # the run has gone back to a checkpoint
+                continue
             is_last = job.step == config.max_steps
             if is_last or job.step % config.validation.every_steps == 0:
                 validated = validate(
@@ -170,7 +170,8 @@ def train_step(job: PretrainingJob, store: CheckpointStore, console: Console) ->
     """Do the next step, or what the watch over the loss says in place of its update. All processes must call it.
 
     Returns:
-        What was measured; None if the run has gone back to a checkpoint.
+        What was measured; None if the run has gone back to a checkpoint, or if the step's samples have no target
+        tokens: it is left out then.
 
     Raises:
         TrainingStoppedError: the watch stopped the run.
@@ -179,6 +180,12 @@ def train_step(job: PretrainingJob, store: CheckpointStore, console: Console) ->
     job.model.train()
     started = perf_counter()
     batches = job.data.step(job.step)
+    if not batches.targets:
+        # Of documents of one token, for example. A mean over nothing is no loss that the watch could judge.
+        told = f"step {job.step + 1}: its samples have no target tokens, so it was left out"
+        console.print(told, highlight=False, soft_wrap=True)
+        leave_out_step(job)
+        return None
     manager.zero_grad()
     total = accumulate_gradients(job.model, manager, batches.batches, batches.targets, job.callbacks.summed_loss)
     norm = manager.clip_grad_norm(job.optimizer.param_groups, max_norm=options.max_gradient_norm)
@@ -196,6 +203,12 @@ def train_step(job: PretrainingJob, store: CheckpointStore, console: Console) ->
         manager.step()
     job.step += 1
     return measure(job, batches, perf_counter() - started, loss, gradient_norm, learning_rate)
+
+
+def leave_out_step(job: PretrainingJob) -> None:
+    """Go on to the step after the next one; what the model has learned and the optimizer's states stay as they are."""
+    job.scheduler.step()
+    job.step += 1
 
 
 def run_recorders(run: RunDirectory, job: PretrainingJob, console: Console) -> list[Recorder]:
@@ -259,7 +272,9 @@ def validate(
     step: int,
     batches: int | None = None,
 ) -> ValidationMetrics:
-    """Return the mean loss over all target tokens that are held out. All processes must call it.
+    """Return the mean loss over all target tokens that are held out; NaN if there are none.
+
+    All processes must call it.
 
     Args:
         model: the model; it is in evaluation mode afterwards.
@@ -278,7 +293,7 @@ def validate(
         loss = summed_loss(model, moved).item()
         total += torch.tensor([loss, batch.targets, batch.tokens], dtype=torch.float64)
     loss, targets, tokens = engine.distributed.all_reduce(total, "sum").tolist()
-    return ValidationMetrics(step=step, loss=loss / max(1, targets), tokens=int(tokens))
+    return ValidationMetrics(step=step, loss=loss / targets if targets else math.nan, tokens=int(tokens))
 
 
 def rewind(job: PretrainingJob, store: CheckpointStore) -> None:
@@ -346,7 +361,7 @@ def accumulate_gradients(
         model: the model.
         manager: scales the loss for the engine and, where there is one, by the loss scale.
         batches: micro-batches of this process.
-        targets: labels of the global batch that are not -100, over all processes.
+        targets: labels of the global batch that are not -100, over all processes; at least 1.
         summed_loss: loss of a micro-batch, summed over its target tokens.
 
     Returns:
