@@ -175,6 +175,16 @@ def test_free_text_answers_follow_the_prompt() -> None:
         assert sum(item["index"]) == 1
 
 
+def test_an_empty_answer_is_its_end_alone() -> None:
+    task = Task(name="Q", fields={"q": "q"}, answers="a", prompt=Prompt("{q}{mask}"))
+    rows = {"train": [{"q": "who", "a": [""]}, {"q": "who", "a": ["Ada"]}]}
+    tokenizer = ToyTokenizer()
+    empty, named = (plain(item) for item in t5dataset.T5Dataset(rows, "train", 0, 1, tokenizer, task=task))
+    assert empty["dec_input"] == [PAD, SENTINEL]
+    assert empty["targets"] == [-100, END]
+    assert named["targets"] == [-100, *tokenizer.encode("Ada"), END]
+
+
 def test_prompts_of_choices_come_in_both_orders_in_training_only() -> None:
     rows = {"train": [COPA], "val": [COPA]}
     training = gpt2dataset.DATASET["COPA"](rows, "train", 0, 1, tokenizer := ToyTokenizer())

@@ -76,6 +76,18 @@ def test_short_forms_of_inputs(inputs: Any, expected: tuple[tuple[str, ...], ...
         ('  template: "{text} The {product} was {mask}."\n', "", "a prompt is a mapping with `template`"),
         ("name: Review", "name: [", "cannot read the task definition"),
         (YAML, "Review", "a task definition is a mapping"),
+        ("name: Review", "name: 5", "`name` must be text .*, but is 5"),
+        ("flexible: text", "label: 5", "`label` must be text .*, but is 5"),
+        ("flexible: text", "files: [5]", r"`files` must be a list of texts, but is \[5\]"),
+        ("flexible: text", "files: reviews.jsonl", "`files` must be a list of texts, but is 'reviews.jsonl'"),
+        ("product: product}", "product: 5}", "`fields` must be a list of texts, or a mapping from texts to texts, but"),
+        ("[negative, positive]", "negative", "`labels` must be a list .*, but is 'negative'"),
+        ('"About {product}"]', "5]", "`inputs` must be a template, a list of templates"),
+        ("[bad, good]", "5", r"`prompt\.words` must be a list of texts, but is 5"),
+        ('"{text}{mask}。"', "5", r"`prompts\.cpm1\.template` must be text .*, but is 5"),
+        ("prompts:\n  cpm1:", "prompts: x\n#", "`prompts` must be a mapping from families to prompts, but is 'x'"),
+        ("macro_f1", "token_f1", "has 'token_f1', but known are accuracy, .* for a task with `labels`"),
+        ("macro_f1", "group_exact_match", "group_exact_match needs `group`"),
     ],
 )
 def test_definitions_that_make_no_sense(tmp_path: Path, before: str, after: str, message: str) -> None:
@@ -83,6 +95,19 @@ def test_definitions_that_make_no_sense(tmp_path: Path, before: str, after: str,
     with pytest.raises(ValueError, match=message) as raised:
         load_task(file)
     assert str(file) in str(raised.value)
+
+
+def test_measures_fit_what_the_answers_are() -> None:
+    written: dict[str, Any] = {"name": "T", "fields": ["text"], "answers": "answers"}
+    written["prompt"] = {"template": "{text}{mask}"}
+    assert Task.from_dict(written).metrics == ("exact_match", "token_f1")
+    assert Task.from_dict(written | {"metrics": ["token_f1"]}).metrics == ("token_f1",)
+    with pytest.raises(ValueError, match="has 'accuracy', but known are exact_match, token_f1 for a task with `answer"):
+        Task.from_dict(written | {"metrics": ["accuracy"]})
+    classes: dict[str, Any] = {"name": "T", "fields": ["text"], "inputs": "{text}", "labels": [0, 1, 2]}
+    assert Task.from_dict(classes).metrics == ("accuracy",)
+    with pytest.raises(ValueError, match=r"binary_f1 needs two labels, but there are \[0, 1, 2\]"):
+        Task.from_dict(classes | {"metrics": ["binary_f1"]})
 
 
 def test_a_task_needs_a_text() -> None:

@@ -54,13 +54,13 @@ class Seq2SeqDataset(PromptDataset):
         slot = vocabulary_id(self.tokenizer, self.sentinel)
         room = self.max_encoder_length - 1 - len(end)
         prompts = self.encode_prompts(examples, [room] * len(examples))
-        answers: list[list[int]] = [[] for _ in examples]
+        answers: Sequence[list[int] | None] = [None] * len(examples)
         if self.task.answers and examples[0].answers:
             answers = encode_texts(self.tokenizer, [example.answers[0] for example in examples])
         encoded = []
         for (before, behind), answer, example in zip(prompts, answers, examples, strict=True):
             enc_input = [*before, slot, *behind, *end]
-            dec_input = [*start, slot, *answer][: self.max_decoder_length]
+            dec_input = [*start, slot, *(answer or ())][: self.max_decoder_length]
             item: dict[str, Sequence[int] | int] = {
                 "enc_input": enc_input,
                 "enc_length": len(enc_input),
@@ -68,7 +68,7 @@ class Seq2SeqDataset(PromptDataset):
                 "dec_length": len(dec_input),
                 "index": [int(position >= len(start)) for position in range(len(dec_input))],
             }
-            if answer:
+            if answer is not None:
                 answer_end = token_id(self.tokenizer, "eos_token_id", "eod_id")
                 item["targets"] = [*[IGNORED] * len(start), *answer, answer_end][: len(dec_input)]
             elif example.label is not None:

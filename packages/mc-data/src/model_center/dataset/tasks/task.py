@@ -7,7 +7,7 @@ families read a `Prompt`, with a word (or free text) as the answer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from .template import MASK, Template
 Row = Mapping[str, Any]
 Label = str | int | bool
 
-METRICS = ("accuracy", "macro_f1", "binary_f1", "group_exact_match", "exact_match", "token_f1")
-"""Names of the measures that `model_center.dataset.evaluation` knows."""
+CLASS_METRICS = ("accuracy", "macro_f1", "binary_f1", "group_exact_match")
+"""Names of the measures of classes that `model_center.dataset.evaluation` knows."""
+TEXT_METRICS = ("exact_match", "token_f1")
+"""Those of free text."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Task:
             these fields and its label swapped, so that the position of a choice tells nothing.
         files: Names of a split's file inside the task's folder, in order of preference.
         unfold: Turns a nested row into flat ones.
-        metrics: Names of the official measures, out of `METRICS`.
+        metrics: Names of the official measures, out of `CLASS_METRICS` or, when the answer is free text,
+            `TEXT_METRICS`. Without any, the accuracy, or both of these.
     """
 
     name: str
@@ -76,7 +79,7 @@ class Task:
     swap_in_training: tuple[str, str] | None = None
     files: tuple[str, ...] = ("{split}.jsonl", "{split}.jsonl.gz")
     unfold: Callable[[Row], Iterator[Row]] | None = field(default=None, repr=False)
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
@@ -98,15 +101,29 @@ class Task:
                 )
         if not templates:
             raise ValueError(f"{where} needs `inputs` (for encoders) or a `prompt` (for the others)")
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise ValueError(f"{where}: `metrics` has {metric!r}, but known are {', '.join(METRICS)}")
+        self._set_metrics(where)
         used = {name for text in templates for name in Template(text).fields} - {MASK}
         used |= {name for name in (self.flexible, *(self.swap_in_training or ())) if name}
         if self.swap_in_training and len(self.labels) != 2:
             raise ValueError(f"{where}: `swap_in_training` needs two labels, but there are {list(self.labels)}")
         if used - set(self.fields):
             raise ValueError(f"{where} uses {sorted(used - set(self.fields))}, but its fields are {list(self.fields)}")
+
+    def _set_metrics(self, where: str) -> None:
+        """Take the usual measures if none are given, and check that they fit what the answers are."""
+        answers, known, usual = (
+            ("answers", TEXT_METRICS, TEXT_METRICS) if self.answers else ("labels", CLASS_METRICS, ("accuracy",))
+        )
+        object.__setattr__(self, "metrics", self.metrics or usual)
+        for metric in self.metrics:
+            if metric not in known:
+                raise ValueError(
+                    f"{where}: `metrics` has {metric!r}, but known are {', '.join(known)} for a task with `{answers}`"
+                )
+        if "binary_f1" in self.metrics and len(self.labels) != 2:
+            raise ValueError(f"{where}: the metric binary_f1 needs two labels, but there are {list(self.labels)}")
+        if "group_exact_match" in self.metrics and self.group is None:
+            raise ValueError(f"{where}: the metric group_exact_match needs `group`, the field that rows share")
 
     def prompt_for(self, family: str) -> Prompt:
         """The prompt that a family reads.
@@ -126,7 +143,8 @@ class Task:
         Short forms: `fields` may be a list of names; `inputs` may be one template, or a list of two segments.
 
         Raises:
-            ValueError: The file cannot be read, or the definition has an unknown or missing key.
+            ValueError: The file cannot be read, or the definition has an unknown or missing key, or a value that is
+                none of such a key.
         """
         import yaml
 
@@ -148,38 +166,78 @@ class Task:
         unknown = sorted(set(definition) - set(known))
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}; a task has {', '.join(known)}")
-        required = ("name", "fields")
-        missing = [name for name in required if name not in definition]
+        values = {name: value for name, value in definition.items() if value is not None}
+        missing = [name for name in ("name", "fields") if name not in values]
         if missing:
             raise ValueError(f"a task needs {missing[0]!r}")
-        values = dict(definition)
-        names = values["fields"]
-        values["fields"] = dict(names) if isinstance(names, Mapping) else {name: name for name in names}
-        if "inputs" in values:
-            values["inputs"] = _inputs(values["inputs"])
-        if "prompt" in values:
-            values["prompt"] = _prompt(values["prompt"])
-        if "prompts" in values:
-            values["prompts"] = {family: _prompt(prompt) for family, prompt in values["prompts"].items()}
-        for name in ("labels", "swap_in_training", "files", "metrics"):
-            if name in values:
-                values[name] = tuple(values[name])
-        return cls(**values)
+        return cls(**{name: _READERS[name](name, value) for name, value in values.items()})
 
 
-def _inputs(value: str | Sequence[Any]) -> tuple[tuple[str, ...], ...]:
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"`{name}` must be {rule}, but is {value!r}")
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
+
+
+def _text(name: str, value: Any) -> str:
+    _require(isinstance(value, str), name, "text (in YAML, a number is one in quotes only)", value)
+    return str(value)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    _require(_are_texts(value), name, "a list of texts", value)
+    return tuple(value)
+
+
+def _labels(name: str, value: Any) -> tuple[Label, ...]:
+    holds = isinstance(value, list | tuple) and all(isinstance(label, str | int) for label in value)
+    _require(holds, name, "a list of texts, integers or booleans", value)
+    return tuple(value)
+
+
+def _fields(name: str, value: Any) -> dict[str, str]:
+    named = dict(zip(value, value, strict=True)) if _are_texts(value) else value
+    holds = isinstance(named, Mapping) and _are_texts([*named, *named.values()])
+    _require(holds, name, "a list of texts, or a mapping from texts to texts", value)
+    return dict(named)
+
+
+def _inputs(name: str, value: Any) -> tuple[tuple[str, ...], ...]:
     if isinstance(value, str):
         return ((value,),)
-    if all(isinstance(entry, str) for entry in value):
+    if _are_texts(value):
         return (tuple(value),)
+    holds = isinstance(value, list | tuple) and all(map(_are_texts, value))
+    _require(holds, name, "a template, a list of templates, or a list of such lists", value)
     return tuple(tuple(segments) for segments in value)
 
 
-def _prompt(value: Any) -> Prompt:
+def _prompt(name: str, value: Any) -> Prompt:
     if not isinstance(value, Mapping) or "template" not in value:
-        raise ValueError(f"a prompt is a mapping with `template` and `words`, but is {value!r}")
-    words = value.get("words", ())
+        raise ValueError(f"a prompt is a mapping with `template` and `words`, but `{name}` is {value!r}")
+    words = value.get("words") or ()
+    _require(isinstance(words, list | tuple), f"{name}.words", "a list of texts", words)
     for word in words:
         if isinstance(word, bool):
             raise ValueError("`words` must be texts; write them in quotes, since YAML reads No and Yes as booleans")
-    return Prompt(template=value["template"], words=tuple(str(word) for word in words))
+    return Prompt(template=_text(f"{name}.template", value["template"]), words=tuple(str(word) for word in words))
+
+
+def _prompts(name: str, value: Any) -> dict[str, Prompt]:
+    _require(isinstance(value, Mapping), name, "a mapping from families to prompts", value)
+    return {family: _prompt(f"{name}.{family}", prompt) for family, prompt in value.items()}
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "fields": _fields,
+    "labels": _labels,
+    "inputs": _inputs,
+    "prompt": _prompt,
+    "prompts": _prompts,
+    **dict.fromkeys(("name", "label", "answers", "flexible", "group"), _text),
+    **dict.fromkeys(("swap_in_training", "files", "metrics"), _texts),
+}
+"""How each key of a plain definition is read."""
