@@ -201,6 +201,19 @@ def test_the_global_generator_of_the_caller_does_not_matter(encoder: Path, tasks
     assert losses[0] == losses[1]
 
 
+def test_an_evaluation_that_fails_loses_no_epoch(
+    encoder: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("model_center.recipe.finetuning.evaluate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        finetune(config(encoder, tasks, tmp_path / "run", max_steps=1))
+    monkeypatch.undo()
+    assert evaluate_checkpoint(tmp_path / "run" / "checkpoints" / "last", tasks).samples > 0
+
+
 def test_a_full_disk_ends_in_one_message(
     encoder: Path,
     tasks: Path,

@@ -231,11 +231,12 @@ def train(job: Job, *, console: Console | None = None, recorders: Sequence[Recor
                     started = perf_counter()
                     if step == total_steps:
                         break
+                # Before the evaluation, so that whatever ends that one leaves what was learned.
+                with run.new_last_checkpoint() as directory:
+                    model.save(job.tokenizer, directory)
                 evaluation = evaluate(model, job.dev_loader, step=step, epoch=step / len(job.train_loader))
                 record(evaluation)
                 result.evaluations.append(evaluation)
-                with run.new_last_checkpoint() as directory:
-                    model.save(job.tokenizer, directory)
                 if result.best is evaluation:
                     run.keep_last_as_best()
         run.status["result"] = {"best": asdict(result.best), "last": asdict(result.last)}
