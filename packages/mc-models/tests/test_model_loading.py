@@ -304,6 +304,28 @@ def test_language_model_head_gives_way_to_classes(exported: Path, caplog: pytest
     assert "cls.seq_relationship.weight" in caplog.messages[1]
 
 
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "BertForMultipleChoice"])
+def test_classifier_of_pooled_states_is_no_head_over_every_position(
+    architecture: str, exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rewrite(exported, lambda state: state | {"classifier.weight": torch.ones(3, 12), "classifier.bias": torch.ones(3)})
+    options = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(options | {"architectures": [architecture]}))
+    config = BertConfig.from_pretrained(exported, cls_head=3)
+    with pytest.raises(
+        ValueError,
+        match=rf"`cls_head` must be None for {architecture} in directory .*, .* but is 3; .*`save_pretrained`",
+    ):
+        Bert.from_pretrained(exported, config)
+    caplog.clear()
+    body = Bert.from_pretrained(exported)
+    assert "no use for: ['classifier.bias', 'classifier.weight']" in caplog.messages[0]
+    body.save_pretrained(tmp_path / "ours")  # as the message says
+    assert Bert.from_pretrained(tmp_path / "ours", config).cls_projection.weight.shape == (3, 12)
+    (exported / "config.json").write_text(json.dumps(options | {"architectures": ["BertForTokenClassification"]}))
+    assert (Bert.from_pretrained(exported, config).cls_projection.weight == 1).all()
+
+
 def test_part_of_a_head_is_an_error(exported: Path) -> None:
     rewrite(
         exported, lambda state: {name: tensor for name, tensor in state.items() if "transform.dense.weight" not in name}

@@ -38,6 +38,20 @@ class Stored:
         return is_huggingface(self.options)
 
 
+_POOLED_CLASSIFIERS = ("ForSequenceClassification", "ForMultipleChoice")
+"""Endings of Transformers' classes whose classifier scores one state of a sequence; ours scores every position."""
+
+
+def _check_classifier(config: Config, stored: Stored) -> None:
+    for name in stored.options.get("architectures") or ():
+        if name.endswith(_POOLED_CLASSIFIERS):
+            raise ValueError(
+                f"`cls_head` must be None for {name} in {stored.weights.description}, whose classifier does not score "
+                f"every position as `cls_head` does, but is {config.cls_head}; load it without, and give a new head to "
+                f"what `save_pretrained` then writes"
+            )
+
+
 def build(layer: type[ModuleT], config: Config, prefix: str = "", **given: Any) -> ModuleT:
     """Makes a layer from a configuration's options; `prefix` and `given` as in `model_center.layer.select`."""
     return layer(**select(layer, config, prefix=prefix, **given))
@@ -108,8 +122,13 @@ class BaseModel(Module):
         """Lets the configuration follow what only the weights can tell.
 
         Transformers 5 calls every T5 tied, also one whose output projection differs from its embedding; here it is not.
+
+        Raises:
+            ValueError: the checkpoint is of a model that the configuration cannot follow.
         """
         table = cls.table(config)
+        if stored.is_foreign and config.cls_head is not None:
+            _check_classifier(config, stored)
         if table is None or not stored.is_foreign or not config.tied:
             return config
         held = {table.canonical(name): name for name in stored.weights.names()}
