@@ -1,6 +1,7 @@
 """Blocks: transparent, recomputed in backward, and open to what other parts of PyTorch do to modules."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,41 @@ def test_a_copy_is_independent_and_still_a_block(engine: TorchEngine) -> None:
     twin(x).sum().backward()
     assert twin[0].calls == (2 if engine.use_checkpoint else 1)
     assert blocks[0].dense.weight.grad is None
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickled_block_is_still_a_block(protocol: int, engine: TorchEngine) -> None:
+    blocks: Any = TransformerBlockList([CountingLayer()]).eval()
+    x, other = torch.rand(2, 4), TorchEngine(torch.device("cpu"), use_checkpoint=not engine.use_checkpoint)
+    with use_engine(other):  # blocks keep the settings that they were made with
+        twin = pickle.loads(pickle.dumps(blocks, protocol))
+    assert type(twin[0]) is type(blocks[0])
+    assert list(twin.state_dict()) == list(blocks.state_dict())
+    assert all(torch.equal(blocks.state_dict()[name], tensor) for name, tensor in twin.state_dict().items())
+    assert torch.equal(twin(x), blocks(x))
+    twin[0].calls = 0
+    twin(x).sum().backward()
+    assert twin[0].calls == (2 if engine.use_checkpoint else 1)
+    assert blocks[0].dense.weight.grad is None
+
+
+class MadeWithArguments(Layer):
+    """Pickled in a way of its own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.size,), self.__dict__
+
+
+def test_a_blocks_own_way_of_pickling_stays() -> None:
+    block = CheckpointBlock(MadeWithArguments(7))
+    for twin in (pickle.loads(pickle.dumps(block)), copy.deepcopy(block), copy.copy(block)):
+        assert type(twin) is type(block)
+        assert twin.size == 7
+        assert torch.equal(twin.dense.weight, block.dense.weight)
 
 
 def test_state_moves_between_blocks_and_plain_modules() -> None:

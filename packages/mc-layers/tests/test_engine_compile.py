@@ -1,6 +1,7 @@
 """Compiled blocks: what they compute, how often they are compiled, and what is not."""
 
 import copy
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -193,6 +194,17 @@ def test_a_copy_is_independent_and_shares_graphs() -> None:
     expected = trained(model, 5)
     for parameter in model.parameters():
         parameter.data.zero_()
+    assert_equal(trained(twin, 5), expected)
+    assert graphs() == 1
+
+
+@pytest.mark.usefixtures("traced")
+def test_what_is_pickled_compiles_as_before() -> None:
+    model: Any = made(EncoderShape, compiling())
+    expected = trained(model, 5)
+    twin = pickle.loads(pickle.dumps(model))
+    assert type(twin.stack.layers[0]) is type(model.stack.layers[0])
+    forget()
     assert_equal(trained(twin, 5), expected)
     assert graphs() == 1
 

@@ -1,7 +1,10 @@
 """Every layer under a second engine, and compiled."""
 
 import copy
+import io
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -121,6 +124,25 @@ def test_recomputed_blocks_give_the_same_gradients(use_checkpoint: bool) -> None
         torch.manual_seed(1)
         results.append(run(layer, (X, CAUSAL)))
     assert_close(results[0], results[1])
+
+
+def saved_and_loaded(stack: torch.nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    file = io.BytesIO()
+    torch.save(stack, file)
+    file.seek(0)
+    return run(torch.load(file, weights_only=False), (X, CAUSAL))
+
+
+def sent_to_another_process(stack: torch.nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(run, stack, (X, CAUSAL)).result()
+
+
+@pytest.mark.parametrize("way", [saved_and_loaded, pytest.param(sent_to_another_process, marks=pytest.mark.slow)])
+def test_whole_stacks_are_pickled(way: Callable[[torch.nn.Module], tuple[Tensor, dict[str, Tensor]]]) -> None:
+    with use_engine(TorchEngine(torch.device("cpu"), use_checkpoint=True)):
+        stack = Encoder(2, **SIZES)
+    assert_close(way(stack), run(stack, (X, CAUSAL)))
 
 
 @pytest.mark.slow
