@@ -51,10 +51,17 @@ def test_overwrite_deletes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
     kept = tmp_path / "elsewhere"
     kept.mkdir()
     (kept / "file").touch()
-    (tmp_path / "run" / "link").symlink_to(kept)
+    for link in ("link", "tensorboard"):
+        (tmp_path / "run" / link).symlink_to(kept)
+    (tmp_path / "run" / ".metrics.jsonl.7.tmp").touch()  # of a killed process
+    (tmp_path / "run" / "ids").mkdir()
+    for foreign in ("ids/train_1.bin", "thesis.txt"):
+        (tmp_path / "run" / foreign).write_text("years of work")
     with open_run(tmp_path / "run", "new", overwrite=True) as run:
-        assert sorted(entry.name for entry in run.path.iterdir()) == [".lock", "config.yaml", "status.json"]
+        left = sorted(entry.name for entry in run.path.iterdir())
+        assert left == [".lock", "config.yaml", "ids", "link", "status.json", "thesis.txt"]
     assert (kept / "file").exists()
+    assert (tmp_path / "run" / "ids" / "train_1.bin").read_text() == "years of work"
     notes = tmp_path / "notes"
     notes.mkdir()
     (notes / "thesis.txt").touch()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from model_center.tokenizer import Tokenizer
 
 from .pretrain_configuration import AnomalyPolicy, WatchOptions
-from .run_directory import write_text
+from .run_directory import Entry, write_text
 
 Action = Literal["fine", "warn", "skip", "rewind", "stop"]
 
@@ -194,7 +194,7 @@ def report_batch(
         "samples_in_all": len(samples),
         "excerpts": excerpts,
     }
-    file = run / "anomalies" / f"step-{step:06d}.json"
+    file = run / Entry.ANOMALIES / f"step-{step:06d}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return file
@@ -202,7 +202,7 @@ def report_batch(
 
 def count_reports(run: Path) -> dict[str, int]:
     """Return how many anomalies a run has reported, by what was done about them."""
-    files = sorted((run / "anomalies").glob("step-*.json"))
+    files = sorted((run / Entry.ANOMALIES).glob("step-*.json"))
     return dict(Counter(str(json.loads(file.read_text(encoding="utf-8"))["action"]) for file in files))
 
 

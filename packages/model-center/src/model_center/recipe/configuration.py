@@ -33,6 +33,21 @@ def require_choice(option: str, value: object, choices: Any) -> None:
     require(value in get_args(choices), option, f"one of {', '.join(get_args(choices))}", value)
 
 
+def require_outside(output: str, inputs: Iterable[tuple[str, str]]) -> None:
+    """Raise ValueError if something that a run reads lies in its output directory, where it might be deleted.
+
+    Args:
+        output: the directory, as `absolute` gives it.
+        inputs: options and what they name, as `absolute` gives it where it is local.
+    """
+    for option, place in inputs:
+        if Path(place).is_relative_to(output):
+            raise ValueError(
+                f"{option} must lie outside the output directory {output!r}, where an earlier run may be deleted, but is "
+                f"{place!r}; move it, or give another output"
+            )
+
+
 @dataclass(kw_only=True)
 class OutputOptions:
     """What every training run is told: where it is written, and what it draws."""

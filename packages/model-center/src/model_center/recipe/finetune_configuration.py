@@ -12,6 +12,7 @@ from .configuration import (
     absolute_if_local,
     require,
     require_choice,
+    require_outside,
     to_yaml,
 )
 
@@ -103,7 +104,11 @@ class FinetuneConfig(RunOptions):
     """What runs the model, and how it trades memory for time."""
 
     def resolved(self) -> "FinetuneConfig":
-        """Return a copy that means the same from any working directory: local paths are absolute."""
+        """Return a copy that means the same from any working directory: local paths are absolute.
+
+        Raises:
+            ValueError: something that the run reads lies in its output directory.
+        """
         tokenizer = self.model.tokenizer
         model = replace(
             self.model,
@@ -113,7 +118,12 @@ class FinetuneConfig(RunOptions):
         is_file = self.data.task.endswith((".yaml", ".yml"))
         task = absolute(self.data.task) if is_file else self.data.task
         data = replace(self.data, path=absolute(self.data.path), task=task)
-        return replace(self, output=absolute(self.output), model=model, data=data)
+        output = absolute(self.output)
+        inputs = {"model.name": model.name, "data.path": data.path, "data.task": data.task}
+        if model.tokenizer is not None:
+            inputs["model.tokenizer"] = model.tokenizer
+        require_outside(output, inputs.items())
+        return replace(self, output=output, model=model, data=data)
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, which `model-center finetune --config` reads."""

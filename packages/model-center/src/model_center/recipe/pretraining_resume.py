@@ -13,10 +13,12 @@ from model_center import engine
 
 from .agreement import from_first, together
 from .checkpoints import CheckpointStore, Found, find_newest
+from .configuration import require_outside
 from .memory_prediction import saved_state_bytes
 from .metrics import ValidationMetrics, valid_records
 from .pretrain_configuration import ObjectiveOptions, PretrainConfig
-from .run_directory import RunDirectory, check_output, check_resumable, status_file
+from .pretraining_text import text_files
+from .run_directory import Entry, RunDirectory, check_output, check_resumable, entries_of_run, status_file
 
 if TYPE_CHECKING:
     from .pretraining_job import PretrainingJob
@@ -35,7 +37,7 @@ def open_store(config: PretrainConfig) -> CheckpointStore:
     """Return the checkpoints of a run."""
     options = config.checkpoints
     return CheckpointStore(
-        Path(config.output) / "checkpoints",
+        Path(config.output) / Entry.CHECKPOINTS,
         keep_last=options.keep_last,
         keep_best=options.keep_best,
         asynchronous=options.asynchronous,
@@ -53,12 +55,12 @@ def find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tupl
         overwrite: Whether an earlier run may be deleted.
 
     Returns:
-        The checkpoint, if any (the damaged ones on the first process only), and whether what the output directory
-        holds is to be deleted: a run that ended before its first checkpoint begins again.
+        The checkpoint, if any (the damaged ones on the first process only), and whether the earlier run in the output
+        directory is to be deleted: one that ended before its first checkpoint begins again.
 
     Raises:
-        ValueError: The directory may not be written, its checkpoints are all damaged (the message names them), or one
-            is of a newer format.
+        ValueError: The directory may not be written, its checkpoints are all damaged (the message names them), one is
+            of a newer format, or a run that begins would read something that lies in the directory.
     """
     is_first = engine.rank() == 0
     found, deletes = together(
@@ -70,7 +72,7 @@ def find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tupl
 
 def _find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tuple[Found, bool]:
     output = Path(config.output)
-    checkpoints = output / "checkpoints"
+    checkpoints = output / Entry.CHECKPOINTS
     found = find_newest(checkpoints, verify=True) if resume else Found(None)
     if found.path is not None:
         check_resumable(output)
@@ -78,9 +80,22 @@ def _find_start(config: PretrainConfig, *, resume: bool, overwrite: bool) -> tup
     if found.damaged:
         told = [f"no checkpoint of {output} is whole:", *map(str, found.damaged)]
         raise ValueError("\n".join([*told, "give another output, or --overwrite in place of --resume to begin again"]))
+    _check_inputs(config)
     has_begun = resume and status_file(output).is_file() and not any(checkpoints.glob("[!.]*"))
     check_output(output, overwrite=overwrite or has_begun, resumable=True)
     return found, overwrite or has_begun
+
+
+def _check_inputs(config: PretrainConfig) -> None:
+    """Refuse what the run reads and lies in its output directory, before raw text becomes data sets there.
+
+    Raises:
+        ValueError: There is something of it, or the raw text is missing.
+    """
+    data = config.data
+    files = [] if data.text is None else text_files(data.text)
+    named = [("model.name", config.model.name), ("data.path", data.path), ("data.tokenizer", data.tokenizer)]
+    require_outside(config.output, [*named, *(("data.text", str(file.resolve())) for file in files)])
 
 
 def restore(job: "PretrainingJob", store: CheckpointStore, path: Path) -> dict[str, Any]:
@@ -156,7 +171,8 @@ def check_space(job: "PretrainingJob") -> str | None:
     size = sum(numel * (dtype.itemsize + saved_state_bytes(dtype)) for numel, dtype in sizes)
     free = shutil.disk_usage(next(place for place in (output, *output.parents) if place.exists())).free
     if job.overwrite:
-        free += sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+        deleted = (file for entry in entries_of_run(output) for file in (entry, *entry.rglob("*")))
+        free += sum(file.stat().st_size for file in deleted if file.is_file())
     # A checkpoint is written before an older one is deleted.
     most = options.keep_last + options.keep_best + 1
     there = 0 if job.found.path is None else len(list(job.found.path.parent.glob("step-*")))

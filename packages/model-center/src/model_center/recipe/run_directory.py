@@ -12,6 +12,7 @@
     .lock              locked while a run writes here, so that no other one does
 
 A killed process leaves "running" behind, so a directory counts as a whole run only when its status says finished.
+What else lies there is not the run's, and is never deleted.
 """
 
 import json
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +37,19 @@ State = Literal["running", "interrupted", "failed", "finished"]
 PACKAGES = ("model-center", "mc-layers", "mc-models", "mc-tokenizers", "mc-data", "torch", "transformers")
 
 
+class Entry(StrEnum):
+    """Names of all that a run writes into its directory beside the lock, and so of all that an overwrite deletes."""
+
+    CONFIG = "config.yaml"
+    STATUS = "status.json"
+    METRICS = "metrics.jsonl"
+    TENSORBOARD = "tensorboard"
+    PLOT = "plot.png"
+    CHECKPOINTS = "checkpoints"
+    ANOMALIES = "anomalies"
+    WANDB = "wandb"
+
+
 @dataclass
 class RunDirectory:
     """Paths inside a run directory, and its status."""
@@ -45,26 +60,26 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / Entry.CONFIG
 
     @property
     def metrics(self) -> Path:
         """JSON lines of training steps and evaluations."""
-        return self.path / "metrics.jsonl"
+        return self.path / Entry.METRICS
 
     @property
     def tensorboard(self) -> Path:
         """Folder of TensorBoard events."""
-        return self.path / "tensorboard"
+        return self.path / Entry.TENSORBOARD
 
     @property
     def plot(self) -> Path:
         """Loss and score as a picture."""
-        return self.path / "plot.png"
+        return self.path / Entry.PLOT
 
     def checkpoint(self, name: Literal["best", "last"]) -> Path:
         """Directory of the checkpoint with the best score, or of the last one."""
-        return self.path / "checkpoints" / name
+        return self.path / Entry.CHECKPOINTS / name
 
     @contextmanager
     def new_last_checkpoint(self) -> Iterator[Path]:
@@ -100,7 +115,15 @@ class UnwrittenRun(RunDirectory):
 
 def status_file(path: Path) -> Path:
     """Return where a run directory keeps its status."""
-    return path / "status.json"
+    return path / Entry.STATUS
+
+
+def entries_of_run(path: Path) -> Iterator[Path]:
+    """Yield what a run has left in a directory, and what killed processes had not finished there; not the lock."""
+    for name in Entry:
+        if os.path.lexists(path / name):
+            yield path / name
+        yield from sorted(path.glob(f".{name}.*.tmp"))  # of `atomic_write`
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -181,7 +204,7 @@ def open_run(
     """Create a run directory, and record on leaving whether the run was finished, interrupted or failed.
 
     Args:
-        path: the directory; an earlier run in it is deleted if `overwrite`.
+        path: the directory; an earlier run in it is deleted if `overwrite`, and nothing else.
         config: text of the resolved configuration.
         overwrite: replace an earlier run.
         is_writer: whether this process writes; of several, one does.
@@ -212,10 +235,10 @@ def _recorded_run(path: Path, config: str, *, resume: bool) -> Iterator[RunDirec
     versions = {package: version(package) for package in PACKAGES}
     # The status comes first: an old "finished" must not stay beside half-deleted files.
     run.set_state("running", format_version=FORMAT_VERSION, pid=os.getpid(), started=_now(), versions=versions)
-    for entry in () if resume else path.iterdir():
+    for entry in () if resume else entries_of_run(path):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry not in (status_file(path), path / LOCK_NAME):
+        elif entry != status_file(path):
             entry.unlink()
     write_text(run.config, config)
     try:

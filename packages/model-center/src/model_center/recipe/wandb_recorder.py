@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .metrics import Metrics, numbers_of
-from .run_directory import write_text
+from .run_directory import Entry, write_text
 
 
 class WeightsAndBiases:
@@ -87,7 +87,7 @@ def check_login() -> None:
 
 def _identifier(run: Path) -> str:
     """Return the run's identifier, made when it is asked for first."""
-    file = run / "wandb" / "identifier"
+    file = run / Entry.WANDB / "identifier"
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
         write_text(file, secrets.token_hex(8))
