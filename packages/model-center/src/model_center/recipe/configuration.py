@@ -43,8 +43,8 @@ def require_outside(output: str, inputs: Iterable[tuple[str, str]]) -> None:
     for option, place in inputs:
         if Path(place).is_relative_to(output):
             raise ValueError(
-                f"{option} must lie outside the output directory {output!r}, where an earlier run may be deleted, but is "
-                f"{place!r}; move it, or give another output"
+                f"{option} must lie outside the output directory {output!r}, where an earlier run may be deleted, "
+                f"but is {place!r}; move it, or give another output"
             )
 
 
