@@ -14,6 +14,7 @@ from checkpoint_training import assert_equal, contents, make_state, seed, train
 from safetensors.torch import load_file
 
 from model_center.engine.optim import AdamOptimizer, OptimManager
+from model_center.engine.optim.loss_scale import LossScaler
 from model_center.model import GPT2
 from model_center.recipe import checkpoint_files
 from model_center.recipe.checkpoint_files import Manifest
@@ -53,6 +54,18 @@ def test_training_goes_on_bit_by_bit(tmp_path: Path, asynchronous: bool, dtype: 
     assert_equal(contents(resumed), contents(state))
     assert resumed.manager.loss_scale == state.manager.loss_scale != make_state().manager.loss_scale
     assert (newest / "run.yaml").read_text() == "seed: 3\n"
+
+
+def test_a_loss_scale_outlives_a_checkpoint_without_one(tmp_path: Path) -> None:
+    plain, scaling = make_state(), make_state()
+    plain.manager.scaler = LossScaler(1.0, enabled=False)
+    train(plain, 1)
+    with open_store(tmp_path) as store:
+        store.save(plain, step=1, config="")
+        newest = store.newest().path
+        assert newest is not None
+        store.load(newest, scaling)
+    assert scaling.manager.scaler == make_state().manager.scaler
 
 
 def test_synchronous_and_asynchronous_files_are_the_same(tmp_path: Path) -> None:

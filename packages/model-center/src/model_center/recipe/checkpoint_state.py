@@ -307,8 +307,9 @@ class SavedTraining:
             if schedule is not None:
                 schedule.load_state_dict(saved)
         scaler, saved_scaler = state.manager.scaler, self._content["loss_scale"]
-        scaler.scale, scaler.enabled = saved_scaler["scale"], saved_scaler["enabled"]
-        scaler.steps_since_change = saved_scaler["steps_since_change"]
+        state.manager.scaler = scaler.resumed(
+            saved_scaler["scale"], saved_scaler["steps_since_change"], enabled=saved_scaler["enabled"]
+        )
         self._restore_random_states()
         progress: dict[str, Any] = self._content["progress"]
         return progress

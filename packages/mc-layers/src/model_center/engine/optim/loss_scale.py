@@ -6,7 +6,7 @@ Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -79,6 +79,16 @@ class LossScaler:
     def state_dict(self) -> dict[str, Any]:
         """All fields by name, but for infinite ones, which are defaults and which JSON has no name for."""
         return {name: value for name, value in asdict(self).items() if value != math.inf}
+
+    def resumed(self, scale: float, steps_since_change: int, *, enabled: bool) -> "LossScaler":
+        """This one with what was saved; unchanged if only that did not scale, as when float16 goes on from float32.
+
+        Raises:
+            ValueError: If `scale` is not above 0.
+        """
+        if self.enabled and not enabled:
+            return self
+        return replace(self, scale=scale, steps_since_change=steps_since_change, enabled=enabled)
 
     def _change(self, scale: float) -> None:
         self.scale = scale

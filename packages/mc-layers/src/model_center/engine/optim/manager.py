@@ -147,7 +147,7 @@ class OptimManager:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned.
+        """Restores what `state_dict` returned; a manager that scales the loss keeps its scale if the saved one did not.
 
         Args:
             state_dict: State of a manager with the same optimizers and schedules, in the same order.
@@ -166,9 +166,9 @@ class OptimManager:
         for scheduler, state in zip(self.lr_schedulers, state_dict["lr_schedulers"], strict=True):
             if scheduler is not None:
                 scheduler.load_state_dict(state)
-        self.scaler.scale = state_dict["loss_scale"]
-        self.scaler.enabled = state_dict["loss_scale_enabled"]
-        self.scaler.steps_since_change = state_dict["steps_since_last_scale"]
+        self.scaler = self.scaler.resumed(
+            state_dict["loss_scale"], state_dict["steps_since_last_scale"], enabled=state_dict["loss_scale_enabled"]
+        )
 
 
 def _step(
