@@ -146,6 +146,10 @@ def test_integer_targets_of_any_size_and_strided_logits() -> None:
     assert FusedCrossEntropy()(logits.t().contiguous().t(), target.to(torch.uint8)).item() == pytest.approx(
         expected.item()
     )
+    weight = torch.arange(1, 1 + logits.shape[1]).to(logits)
+    expected = F.cross_entropy(logits, target, weight)
+    for dtype in (torch.uint8, torch.int16):
+        assert FusedCrossEntropy(weight=weight)(logits, target.to(dtype)).item() == pytest.approx(expected.item())
 
 
 def test_forward_keeps_no_float32_copy_of_the_logits() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_center import engine as bmt
 from model_center.engine import tensors
-from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer
+from model_center.engine.optim import AdamOffloadOptimizer, AdamOptimizer, OptimManager, optim_step
 from model_center.engine.optim import adam as adam_module
 
 OPTIMIZERS: list[Any] = [AdamOptimizer, AdamOffloadOptimizer]
@@ -185,6 +186,80 @@ def test_state_restores_bit_by_bit(optimizer_class: Any, dtype: torch.dtype) -> 
         assert optimizer.state[one].keys() == twin.state[other].keys()
         assert all(torch.equal(twin.state[other][name], tensor) for name, tensor in optimizer.state[one].items())
         assert twin.state[other]["exp_avg"].dtype is torch.float32
+
+
+def test_float16_that_goes_on_from_float32_scales_its_loss() -> None:
+    weights, halves = torch.nn.Parameter(torch.ones(4)), torch.nn.Parameter(torch.ones(4, dtype=torch.float16))
+    weights.grad = torch.ones(4)
+    plain, scaling = OptimManager(), OptimManager(loss_scale=8.0)
+    for manager, parameter in ((plain, weights), (scaling, halves)):
+        manager.add_optimizer(AdamOptimizer([parameter]))
+    assert plain.step()
+    scaling.load_state_dict(plain.state_dict())
+    optimizer = scaling.optimizers[0]
+    assert isinstance(optimizer, AdamOptimizer)
+    for step in (scaling.step, partial(optim_step, optimizer)):
+        halves.grad = torch.full_like(halves, torch.inf)
+        assert not step()
+    assert (scaling.loss_scale, optimizer.scale) == (4.0, 32768.0)
+    assert halves.detach().tolist() == [1.0] * 4
+
+
+def test_a_loss_scale_comes_with_the_first_float16_parameters() -> None:
+    (first, *_), (second, *_) = parameters(torch.float32), parameters(torch.float16)
+    optimizer = AdamOptimizer([first])
+    assert (optimizer.scale, optimizer.scaler.enabled) == (1.0, False)
+    optimizer.add_param_group({"params": [second]})
+    assert (optimizer.scale, optimizer.scaler.enabled) == (65536.0, True)
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+def test_a_copy_goes_on_as_the_original(optimizer_class: Any) -> None:
+    ours = parameters(torch.float16)
+    optimizer = optimizer_class(ours, **OPTIONS)
+    give_gradients(ours, 0)
+    assert optim_step(optimizer)
+    twin = copy.deepcopy(optimizer)
+    twins = twin.param_groups[0]["params"]
+    for each, targets in ((optimizer, ours), (twin, twins)):
+        give_gradients(targets, 1)
+        assert optim_step(each)
+    assert all(torch.equal(one, other) for one, other in zip(ours, twins, strict=True))
+
+
+def transposed(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(11, 7, generator=torch.Generator().manual_seed(0)).to(dtype).t()
+
+
+def sliced(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(7, 23, generator=torch.Generator().manual_seed(0)).to(dtype)[:, 1:12]
+
+
+@pytest.mark.parametrize("optimizer_class", OPTIMIZERS)
+@pytest.mark.parametrize("make", [transposed, sliced])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_parameters_that_do_not_lie_row_by_row(
+    optimizer_class: Any, make: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam_module, "HOST_PIECE_ELEMENTS", 20)
+    target, twin = torch.nn.Parameter(make(dtype)), torch.nn.Parameter(make(dtype).contiguous())
+    memory = torch.as_strided(target.detach(), (target.untyped_storage().size() // target.itemsize,), (1,), 0)
+    before = memory.clone()
+    assert not target.is_contiguous()
+    for parameter in (target, twin):
+        optimizer = optimizer_class([parameter], **OPTIONS)
+        for step in range(3):
+            give_gradients([parameter], step)
+            optimizer.step()
+        state = optimizer.state_dict()
+        again = optimizer_class([parameter], **OPTIONS)
+        again.load_state_dict(state)
+        give_gradients([parameter], 3)
+        again.step()
+    torch.testing.assert_close(target.detach(), twin.detach(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    with torch.no_grad():
+        target.copy_(make(dtype))
+    assert torch.equal(memory, before)  # what is not the parameter's has not changed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,10 +6,12 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from model_center.engine.base import Engine
 from model_center.engine.determinism import deterministic_algorithms
@@ -145,6 +147,25 @@ def init_distributed(
         _settings.enter_context(deterministic_algorithms(compiles=compile))
     _seed(seed)
     _current = _chosen = started
+    _accompany_optimizers()
+
+
+@cache
+def _accompany_optimizers() -> None:
+    """Lets any optimizer, also one of PyTorch's that is stepped by itself, find gradients as they have to be."""
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    engine = current_engine()
+    for group in optimizer.param_groups:
+        engine.adopt(group["params"])
+    engine.before_update()
+
+
+def _after_step(*_: Any) -> None:
+    current_engine().after_update()
 
 
 def _torch_engine(zero_level: int, **options: Any) -> Engine:

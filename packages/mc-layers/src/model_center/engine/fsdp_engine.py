@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, pairwise
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -73,11 +74,13 @@ class FSDPEngine(TorchEngine):
         self._replicated = WeakIdKeyDictionary()
         self._numbers = count()
         self._to_average: dict[int, torch.Tensor] = {}
+        self._blocks: WeakSet[torch.nn.Module] = WeakSet()
 
     # Construction
 
     def init_parameters(self, module: torch.nn.Module) -> None:
         """Fills all parameters of `module` that came from `parameter` again, with the values of a single process."""
+        self._reshard_blocks()
         for parameter in module.parameters():
             initializer: Initializer | None = getattr(parameter, "initializer", None)
             if initializer is None:
@@ -98,6 +101,7 @@ class FSDPEngine(TorchEngine):
             if isinstance(parameter, InitializedParameter)
         }
         fully_shard(module, mesh=self._mesh, reshard_after_forward=self.zero_level == 3)
+        self._blocks.add(module)
         for name, parameter in module.named_parameters():
             if name in initializers:
                 parameter.initializer = initializers[name]  # type: ignore[attr-defined]
@@ -168,6 +172,21 @@ class FSDPEngine(TorchEngine):
                 gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
             )
 
+    def after_update(self) -> None:
+        """Lets go of parameters from before the update: those gathered ahead for a block that did not run, for one."""
+        self._reshard_blocks()
+
+    def _reshard_blocks(self) -> None:
+        for block in self._blocks:
+            sharded = cast(FSDPModule, block)
+            group = sharded._get_fsdp_state()._fsdp_param_group
+            if group is None or (group.is_sharded and group._all_gather_result is None):
+                continue
+            sharded.unshard()  # waits for what is on its way, without which nothing is let go
+            sharded.set_reshard_after_forward(True, recurse=False)  # or it stays for a backward pass to come
+            sharded.reshard()
+            sharded.set_reshard_after_forward(self.zero_level == 3, recurse=False)
+
     def total_norm(self, gradients: Sequence[torch.Tensor], norm_type: float) -> torch.Tensor:
         """Norm of the gradients of all shards, and of those that are whole, as one vector."""
         shards = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
@@ -209,6 +228,7 @@ class FSDPEngine(TorchEngine):
 
     def load_state_dict(self, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         """Copies this process's rows of `state` into parameters and buffers of the same names."""
+        self._reshard_blocks()
         held = module.state_dict()
         sharded = {name: target for name, target in held.items() if isinstance(target, DTensor)}
         with torch.no_grad():

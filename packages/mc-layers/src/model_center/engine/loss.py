@@ -66,7 +66,7 @@ class FusedCrossEntropy(torch.nn.Module):
         """
         self._check(input, target)
         counts = target != self.ignore_index
-        target = target.masked_fill(~counts, 0)
+        target = target.masked_fill(~counts, 0).long()  # as indices bytes would be a mask
         row_weight = counts.to(torch.promote_types(input.dtype, torch.float32))
         weight = None if self.weight is None else self.weight.to(row_weight)
         if weight is not None:

@@ -24,6 +24,16 @@ def fits_one_pass(*tensors: torch.Tensor) -> bool:
     return suits and all(map(torch.Tensor.is_contiguous, tensors))
 
 
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its elements, in whatever order, lie in memory without gaps; those of a slice do not."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True
+
+
 @cache
 def runs_triton(device: torch.device) -> bool:
     """Whether optimizers and losses have kernels of ours on a GPU. If not, it is logged once why."""

@@ -74,18 +74,25 @@ class AdamOptimizer(AdamState):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"`betas` must be two numbers of at least 0 and below 1, but is {betas}")
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.scaler = LossScaler(1.0 if scale is None else scale, enabled=scale is not None)
         super().__init__(params, {**options, "hold_steps": hold_steps, "steps": 0})
-        dtypes = {parameter.dtype for group in self.param_groups for parameter in group["params"]}
-        if wrong := [dtype for dtype in dtypes if not dtype.is_floating_point]:
-            raise ValueError(f"`params` must be of floating-point types, but there are some of {wrong[0]}")
-        initial = (INITIAL_LOSS_SCALE if torch.float16 in dtypes else 1.0) if scale is None else scale
-        self.scaler = LossScaler(initial, enabled=scale is not None or torch.float16 in dtypes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a parameter group, as in PyTorch."""
+        """Adds a parameter group, as in PyTorch. With the first float16 parameters the loss scale begins to adapt.
+
+        Raises:
+            ValueError: If a parameter is not of a floating-point type.
+        """
         super().add_param_group(param_group)
+        added = self.param_groups[-1]["params"]
+        dtypes = {parameter.dtype for parameter in added}
+        if wrong := [dtype for dtype in dtypes if not dtype.is_floating_point]:
+            del self.param_groups[-1]
+            raise ValueError(f"`params` must be of floating-point types, but there are some of {wrong[0]}")
+        if torch.float16 in dtypes and not self.scaler.enabled:
+            self.scaler = LossScaler(INITIAL_LOSS_SCALE)
         # Before the first backward pass, so that an engine of several processes sees each gradient come.
-        current_engine().adopt(self.param_groups[-1]["params"])
+        current_engine().adopt(added)
 
     @property
     def scale(self) -> float:
@@ -112,6 +119,8 @@ class AdamOptimizer(AdamState):
             with torch.enable_grad():
                 loss = closure()
         engine = current_engine()
+        for group in self.param_groups:
+            engine.adopt(group["params"])
         engine.before_update()
         work: list[tuple[dict[str, Any], Bucket]] = []
         for group in self.param_groups:
@@ -237,14 +246,18 @@ def _rate(group: Mapping[str, Any]) -> float:
 
 
 def _pieces(operands: Sequence[list[torch.Tensor]]) -> Iterator[tuple[list[int], Sequence[list[torch.Tensor]]]]:
-    """Those of a bucket a piece at a time, with the place in it of each tensor; large tensors come in rows."""
+    """Those of a bucket a piece at a time, with the place in it of each tensor; large tensors come in rows.
+
+    Unless rows of theirs would not be dense, as those of a transposed one.
+    """
     most = BUCKET_ELEMENTS if operands[-1][0].is_cuda else HOST_PIECE_ELEMENTS
     piece: list[tuple[int, tuple[torch.Tensor, ...]]] = []
     elements = 0
     for index, tensors in enumerate(zip(*operands, strict=True)):
         size = tensors[0].numel()
-        rows = max(1, most * len(tensors[0]) // size) if size > most else None
-        for parts in [tensors] if rows is None else zip(*(tensor.split(rows) for tensor in tensors), strict=True):
+        whole = size <= most or not all(tensor.is_contiguous() for tensor in tensors[1:])
+        rows = len(tensors[0]) if whole else max(1, most * len(tensors[0]) // size)
+        for parts in [tensors] if whole else zip(*(tensor.split(rows) for tensor in tensors), strict=True):
             if piece and elements + parts[0].numel() > most:
                 yield _columns(piece)
                 piece, elements = [], 0

@@ -10,6 +10,7 @@ import torch
 from model_center.engine.current import current_engine
 from model_center.engine.optim.loss_scale import LossScaler
 from model_center.engine.optim.masters import joined, remainder_of
+from model_center.engine.tensors import is_dense
 
 # What `AdamOptimizer` sets of each parameter group; what PyTorch adds by itself is not ours to ask for.
 _OPTIONS = ("lr", "betas", "eps", "weight_decay", "hold_steps", "steps")
@@ -48,6 +49,9 @@ class AdamState(torch.optim.Optimizer):
     """
 
     scaler: LossScaler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "scaler": self.scaler}
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, masters, options and loss scale: all that training needs to go on bit by bit.
@@ -151,8 +155,8 @@ class AdamState(torch.optim.Optimizer):
         for held, value in rounded:
             held.copy_(value)
         current_engine().after_update()
-        if "loss_scale" in options:
-            self.scaler = LossScaler(**options["loss_scale"])
+        if saved := options.get("loss_scale"):
+            self.scaler = self.scaler.resumed(saved["scale"], saved["steps_since_change"], enabled=saved["enabled"])
 
     def _restored(
         self,
@@ -216,9 +220,11 @@ class AdamState(torch.optim.Optimizer):
             "exp_avg": torch.zeros_like(held, dtype=dtype, device=device),
             "exp_avg_sq": torch.zeros_like(held, dtype=dtype, device=device),
         }
-        if parameter.dtype is torch.bfloat16 and device == parameter.device:
+        # PyTorch's fused AdamW goes over memory from end to end, and would change what lies between.
+        has_gaps = not is_dense(held)
+        if parameter.dtype is torch.bfloat16 and device == parameter.device and not has_gaps:
             state["remainder"] = torch.zeros_like(held, dtype=torch.int16)
-        elif dtype != parameter.dtype or device != parameter.device:
+        elif dtype != parameter.dtype or device != parameter.device or has_gaps:
             state["master"] = held.to(device, dtype, copy=True)
         return state
 
