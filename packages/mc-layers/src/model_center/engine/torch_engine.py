@@ -74,8 +74,10 @@ class TorchEngine(Engine):
     def init_parameters(self, module: torch.nn.Module) -> None:
         """Fills all parameters of `module` that came from `parameter` again."""
         for parameter in module.parameters():
-            if isinstance(parameter, InitializedParameter):
-                parameter.initializer(parameter)
+            # What pickle brings back has kept the attribute, but not the class.
+            initializer: Initializer | None = getattr(parameter, "initializer", None)
+            if initializer is not None:
+                initializer(parameter)
 
     def checkpoint_block(self, module: torch.nn.Module) -> torch.nn.Module:
         """`module` itself, which from now on is compiled and recomputes its activations, if the settings say so."""
