@@ -27,17 +27,22 @@ class AdamOffloadOptimizer(AdamOptimizer):
         return torch.device("cpu")
 
     def _fetch(self, buckets: list[Bucket]) -> Iterator[list[torch.Tensor]]:
-        if all(parameter.device.type == "cpu" for bucket in buckets for parameter in bucket):
-            yield from super()._fetch(buckets)
-            return
-        arrivals = []
-        for bucket in buckets:
-            for parameter in bucket:
-                self._buffer(parameter).copy_(local_gradient(parameter), non_blocking=True)
-            arrivals.append(torch.cuda.current_stream(bucket[0].device).record_event())
+        arrivals = [self._send(bucket) for bucket in buckets]
         for bucket, arrival in zip(buckets, arrivals, strict=True):
-            arrival.synchronize()
-            yield [self._buffer(parameter) for parameter in bucket]
+            if arrival is None:
+                yield [local_gradient(parameter) for parameter in bucket]
+            else:
+                arrival.synchronize()
+                yield [self._buffer(parameter) for parameter in bucket]
+
+    def _send(self, bucket: Bucket) -> torch.cuda.Event | None:
+        """Sends the gradients of a bucket to the host; returns what tells of their arrival, None if they are there."""
+        if bucket[0].device.type == "cpu":
+            return None
+        for parameter in bucket:
+            self._buffer(parameter).copy_(local_gradient(parameter), non_blocking=True)
+        arrival: torch.cuda.Event = torch.cuda.current_stream(bucket[0].device).record_event()
+        return arrival
 
     def _outlet(self, parameter: torch.nn.Parameter) -> torch.Tensor:
         held = super()._outlet(parameter)
