@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from model_center.recipe.cli import build_parser, main, resuming
+from model_center.recipe.cli import build_parser, files_first, main, resuming
 from model_center.recipe.configuration import OptimizerOptions
 from model_center.recipe.finetune_configuration import DataOptions, FinetuneConfig, ModelOptions, QuickstartConfig
 
@@ -76,6 +76,36 @@ def test_file_and_overrides(tmp_path: Path) -> None:
         data=DataOptions(path="data"),
         optimizer=OptimizerOptions(learning_rate=1e-3),
     )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--seed 5 --preset bert-superglue --config FILE --output run",
+        "--seed=5 --config=FILE --output run --preset=bert-superglue",
+        "--output run --config FILE --preset bert-superglue --seed 5",
+    ],
+)
+def test_the_command_line_wins_over_files_and_these_over_a_preset_in_any_order(
+    given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {name: from-file}\ndata: {path: data}\nseed: 4\nepochs: 7\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", *given.replace("FILE", str(file)).split(), "--print_config"])
+    assert stopped.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert [config[option] for option in ("output", "seed", "epochs", "preset")] == ["run", 5, 7, None]
+    assert (config["model"]["name"], config["model"]["pooling"]) == ("from-file", "pooler")
+
+
+def test_files_stand_before_all_other_words() -> None:
+    words = ["verify", "checkpoint", "--json", "--config", "a.yaml", "--dtype", "float64", "--config=b.yaml"]
+    assert files_first(words) == [
+        *("verify", "--config=a.yaml", "--config=b.yaml", "checkpoint", "--json", "--dtype", "float64")
+    ]
+    for unchanged in (["report", "run", "--config"], ["report", "--", "--config", "run"], ["--version"], []):
+        assert files_first(unchanged) == unchanged
 
 
 def test_the_resolved_configuration_reads_back_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +181,16 @@ def test_bad_configuration_files(
     (tmp_path / "bad.yaml").write_text(content)
     error = failure(capsys, "finetune", *REQUIRED, "--config", str(tmp_path / "bad.yaml"))
     assert re.search("^model-center finetune: error: .*" + message, error), error
+
+
+def test_one_preset_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = failure(capsys, "finetune", *REQUIRED, "--preset=bert-superglue", "--preset", "t5-squad")
+    assert error.endswith("error: --preset must be given once, but is 'bert-superglue, t5-squad'")
+    (tmp_path / "run.yaml").write_text("preset: t5-squad")
+    error = failure(capsys, "finetune", "--output", "run", "--config", str(tmp_path / "run.yaml"))
+    assert re.search(r"run\.yaml: preset must be given on the command line, as --preset t5-squad; leave it out", error)
+    (tmp_path / "run.yaml").write_text("preset: null")  # as --print_config writes it
+    assert parse(*REQUIRED, "--config", str(tmp_path / "run.yaml")).output == "run"
 
 
 def test_missing_and_misspelt_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from . import __version__
 from .checkpoint_configuration import ConvertConfig, VerifyConfig
 from .commands import USER_ERROR, RunInterrupted, UserError, is_first_process, say_interrupted
-from .configuration import ReportConfig, nearest
+from .configuration import ReportConfig, nearest, require
 from .finetune_configuration import FinetuneConfig, QuickstartConfig
 from .pretrain_configuration import PretrainConfig
 from .shipped import preset_names, preset_path
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     words = sys.argv[1:] if arguments is None else arguments
-    parsed = parser.parse_args(with_preset(words))
+    parsed = parser.parse_args(files_first(with_preset(words)))
     command = COMMANDS[parsed.command]
     console = Console(quiet=not is_first_process())
     try:
@@ -146,10 +146,11 @@ def build_parser() -> ArgumentParser:
         places = [f"{place.upper()}{' ...' * ('nargs' in how)}" for place, how in command.positional.items()]
         words = " ".join([name, *places, "[--config FILE] [--option VALUE ...]"])
         options = Parser(usage=f"model-center {words}", description=command.options.__doc__)
-        options.add_argument("--config", action="config", help="YAML file with any of the options below.")
+        options.add_argument("--config", action="config", help="YAML file with any of the options below, which win.")
         if command.presets:
             known = ", ".join(preset_names(command.presets))
-            options.add_argument("--preset", help=f"Options that come with the package: {known}. Others win.")
+            described = f"Options that come with the package: {known}. Those of --config and all others win."
+            options.add_argument("--preset", help=described)
         for flag, how in command.flags.items():
             options.add_argument(f"--{flag}", **how)
         for place, how in command.positional.items():
@@ -160,25 +161,45 @@ def build_parser() -> ArgumentParser:
 
 
 def with_preset(arguments: Sequence[str]) -> list[str]:
-    """Put the file of a preset in the place of its name; `pretrain` of nothing particular means the smallest one."""
+    """Put the file of a preset before all options; `pretrain` of nothing particular means the smallest one."""
     words = list(arguments)
     if words[:1] == ["pretrain"] and not any(word.partition("=")[0] in CHOICES_OF_A_RUN for word in words):
         words[1:1] = ["--preset", SMALLEST]
     recipe = COMMANDS[words[0]].presets if words and words[0] in COMMANDS else None
-    if recipe is None:
+    names, others = values_of("--preset", words)
+    if recipe is None or not names:
         return words
-    for place, word in enumerate(words):
-        name = word.removeprefix("--preset=") if word.startswith("--preset=") else None
-        if word == "--preset" and place + 1 < len(words):
-            name = words[place + 1]
-        if name is None:
-            continue
-        try:
-            path = preset_path(recipe, name)
-        except ValueError as error:
-            fail(f"model-center {words[0]}", str(error))
-        return [*words[:place], f"--config={path}", *words[place + 1 + (word == "--preset") :]]
-    return words
+    try:
+        require(len(names) == 1, "--preset", "given once", ", ".join(names))
+        path = preset_path(recipe, names[0])
+    except ValueError as error:
+        fail(f"model-center {words[0]}", str(error))
+    return [others[0], f"--config={path}", *others[1:]]
+
+
+def files_first(arguments: Sequence[str]) -> list[str]:
+    """Put all `--config` before the other options, which win over the files wherever they were given."""
+    files, others = values_of("--config", arguments)
+    return [*others[:1], *(f"--config={file}" for file in files), *others[1:]]
+
+
+def values_of(option: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the values given to an option, and all other words; an option without a value is left for the parser."""
+    values: list[str] = []
+    others: list[str] = []
+    end = words.index("--") if "--" in words else len(words)
+    place = 0
+    while place < len(words):
+        word, following = words[place], words[place + 1 : end][:1]
+        place += 1
+        if place <= end and word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        elif word == option and following and not following[0].startswith("-"):
+            values += following
+            place += 1
+        else:
+            others.append(word)
+    return values, others
 
 
 def resuming(arguments: Sequence[str]) -> str:
@@ -205,6 +226,8 @@ class Parser(ArgumentParser):
         """Read a configuration file, whose name is put before the errors found in it."""
         self._reading = str(cfg_path)
         parsed: Namespace = super().parse_path(cfg_path, *arguments, **options)
+        if (preset := parsed.get("preset")) is not None:  # that of the command line is a file by now (`with_preset`)
+            self.error(f"preset must be given on the command line, as --preset {preset}; leave it out of the file")
         self._reading = None
         return parsed
 
