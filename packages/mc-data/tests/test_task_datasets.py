@@ -175,11 +175,34 @@ def test_free_text_answers_follow_the_prompt() -> None:
         assert sum(item["index"]) == 1
 
 
+@pytest.mark.parametrize("dataset", [gpt2dataset.GPT2Dataset, gptjdataset.GPTjDataset])
+def test_a_long_prompt_does_not_tell_how_long_its_answer_is(dataset: type[gpt2dataset.GPT2Dataset]) -> None:
+    """Outside of training the same room is left for each; what an answer has beyond the limit is not predicted."""
+    task = Task(name="Q", fields={"q": "q"}, answers="a", prompt=Prompt("{q}{mask}"), flexible="q")
+    question = " ".join(map(str, range(30)))
+    rows = [{"q": question, "a": ["x " * length]} for length in (1, 5, 9)]
+    splits: dict[str, list[dict[str, Any]]] = {"train": rows, "val": rows, "test": [{"q": question}]}
+    tokenizer = ToyTokenizer()
+    items = {}
+    for split_name, of_split in splits.items():
+        read = dataset(splits, split_name, 0, 1, tokenizer, 20, 6, task=task)
+        items[split_name] = [plain(read[number]) for number in range(len(of_split))]
+    prompts = {name: [item["index"].index(1) + 1 for item in made] for name, made in items.items()}
+    assert prompts == {"train": [18, 14, 10], "val": [14, 14, 14], "test": [14]}
+    held_out = items["val"]
+    assert [item["input_length"] for item in held_out] == [16, 20, 20]
+    assert [sum(item["index"]) for item in held_out] == [2, 6, 6]
+    assert held_out[2]["input_ids"][14:] == tokenizer.encode("x " * 6)
+    with pytest.raises(ValueError, match=r"`max_decoder_length` must be above `max_answer_length` \(20\)"):
+        dataset(splits, "dev", 0, 1, tokenizer, 20, 20, task=task)
+
+
 def test_an_empty_answer_is_its_end_alone() -> None:
     task = Task(name="Q", fields={"q": "q"}, answers="a", prompt=Prompt("{q}{mask}"))
     rows = {"train": [{"q": "who", "a": [""]}, {"q": "who", "a": ["Ada"]}]}
     tokenizer = ToyTokenizer()
-    empty, named = (plain(item) for item in t5dataset.T5Dataset(rows, "train", 0, 1, tokenizer, task=task))
+    dataset = T5Dataset(rows, "train", 0, 1, tokenizer, task=task)
+    empty, named = plain(dataset[0]), plain(dataset[1])
     assert empty["dec_input"] == [PAD, SENTINEL]
     assert empty["targets"] == [-100, END]
     assert named["targets"] == [-100, *tokenizer.encode("Ada"), END]

@@ -238,6 +238,19 @@ def test_decoding_stops_at_its_limits() -> None:
     assert model.calls == 2
 
 
+def test_how_far_a_text_is_written_does_not_depend_on_the_right_answer(configure: Any, tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        rows = [{"text": "stone bird " * 20, "answers": ["sun " * length]} for length in range(1, 6)]
+        (tmp_path / "Riddle").mkdir(exist_ok=True)
+        (tmp_path / "Riddle" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": str(tmp_path), "max_length": 20, "max_answer_length": 6}
+    job = prepare(configure("gpt2", "riddle.yaml", data=data))
+    assert isinstance(job.model, TextWriter)
+    (batch,) = job.dev_loader
+    _, limits = job.model._continuation(batch)
+    assert limits.tolist() == [6] * 5
+
+
 def test_sequences_as_long_as_the_model_has_positions(configure: Any) -> None:
     """A prompt that leaves room for one token is gone on with by one token, beside others with more room."""
     job = prepare(configure("gpt2", "riddle.yaml", data={"max_length": 64, "max_answer_length": 5}))

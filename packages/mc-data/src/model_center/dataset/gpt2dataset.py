@@ -31,12 +31,15 @@ class GPT2Dataset(PromptDataset):
 
     Args:
         max_decoder_length: Maximum number of tokens of an item.
+        max_answer_length: How many of them are kept for an answer in free text in any split but ``train``, whatever the
+            right one takes: a model that is evaluated must not learn from its prompt how long that one is.
     """
 
     max_decoder_length: int = 512
+    max_answer_length: int = 32
 
     family = "gpt2"
-    limits = ("max_decoder_length",)
+    limits = ("max_decoder_length", "max_answer_length")
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Turn examples into model input."""
@@ -45,17 +48,26 @@ class GPT2Dataset(PromptDataset):
             end = token_id(self.tokenizer, "eos_token_id", "eod_id")
             texts = encode_texts(self.tokenizer, [self.label_word(example.answers[0]) for example in examples])
             answers = [[*ids, end] for ids in texts]
-        room = [self.max_decoder_length - len(answer) for answer in answers]
-        prompts = self.encode_prompts(examples, room)
+        prompts = self.encode_prompts(examples, [self.max_decoder_length - kept for kept in self._kept(answers)])
         return [
             self._item(prompt, answer, example.label)
             for (prompt,), answer, example in zip(prompts, answers, examples, strict=True)
         ]
 
-    @staticmethod
-    def _item(prompt: list[int], answer: list[int], label: int | None) -> Encoded:
-        ids = prompt + answer
-        predicted = max(len(answer), 1)
+    def _kept(self, answers: Sequence[list[int]]) -> list[int]:
+        """How many tokens behind each prompt are kept for its answer."""
+        if not self.task.answers or self.split == "train":
+            return [len(answer) for answer in answers]
+        if self.max_answer_length >= self.max_decoder_length:
+            raise ValueError(
+                f"`max_decoder_length` must be above `max_answer_length` ({self.max_answer_length}), which is kept for "
+                f"an answer, but is {self.max_decoder_length}; raise the one or lower the other"
+            )
+        return [self.max_answer_length] * len(answers)
+
+    def _item(self, prompt: list[int], answer: list[int], label: int | None) -> Encoded:
+        ids = (prompt + answer)[: self.max_decoder_length]
+        predicted = max(len(ids) - len(prompt), 1)
         before = len(prompt) - 1
         item: dict[str, Sequence[int] | int] = {
             "input_ids": ids,
