@@ -24,7 +24,7 @@ from model_center.recipe.metrics import (
     read_metrics,
     valid_records,
 )
-from model_center.recipe.plot import plot_run, trailing_mean
+from model_center.recipe.plot import Plot, plot_run, trailing_mean
 from model_center.recipe.progress import LiveProgress, PlainProgress, duration, show_progress
 
 
@@ -221,6 +221,30 @@ def test_plot_of_pretraining(tmp_path: Path, steps: int, monkeypatch: pytest.Mon
     picture = imread(tmp_path / "plot.png")
     assert picture.shape == (1350, 1500, 4)
     assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20
+
+
+def test_drawing_takes_little_of_a_runs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drawing takes two seconds here, so that the next one is two hundred seconds later, and one is at the end."""
+    now, drawn_at = 0.0, []
+
+    def draw(metrics: Path, picture: Path, title: str) -> None:
+        nonlocal now
+        drawn_at.append(now)
+        now += 2
+
+    monkeypatch.setattr("model_center.recipe.plot.plot_run", draw)
+    monkeypatch.setattr("model_center.recipe.plot.monotonic", lambda: now)
+    plot = Plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", "a run")
+    for number in range(1, 50):
+        now = max(now, 10.0 * number)
+        plot.record(step(number))
+        plot.record(evaluation(number))
+    assert drawn_at == [10, 220, 430]
+    now = 500.0
+    plot.close()
+    assert drawn_at[3:] == [500]
+    plot.close()
+    assert len(drawn_at) == 4
 
 
 def test_plot_shows_other_numbers_differently(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -22,30 +23,37 @@ from .metrics import Metrics, StepMetrics, valid_records
 Values = npt.NDArray[np.float64]
 Records = Sequence[Mapping[str, Any]]
 STEP, TREND, EVALUATION, BASELINE = "#a9bfdc", "#2b5c9e", "#c4432b", "#6b6b6b"
+LARGEST_SHARE = 0.01
+"""Part of a run's time that may go into drawing it while it trains; a drawing takes longer the longer the run."""
 
 
 class Plot:
-    """A recorder that draws the run after each evaluation, and once more at the end if it was left between two."""
+    """A recorder that draws the run after evaluations, where that takes little of its time, and always at the end."""
 
     def __init__(self, metrics: Path, picture: Path, title: str) -> None:
         self.files = (metrics, picture)
         self.title = title
         self.is_behind = False
+        self.rests_until = monotonic()
+        """When the time since the last drawing is long enough for another one."""
 
     def record(self, metrics: Metrics) -> None:
-        """Draw the picture if this is a validation or an evaluation."""
+        """Draw the picture if this is a validation or an evaluation, and the last drawing was long enough ago."""
         self.is_behind = True
-        if not isinstance(metrics, StepMetrics):
+        if not isinstance(metrics, StepMetrics) and monotonic() >= self.rests_until:
             self._draw()
 
     def close(self) -> None:
-        """Draw what has come since the last evaluation."""
+        """Draw what has come since the last drawing."""
         if self.is_behind:
             self._draw()
 
     def _draw(self) -> None:
+        started = monotonic()
         plot_run(*self.files, self.title)
         self.is_behind = False
+        ended = monotonic()
+        self.rests_until = ended + (ended - started) / LARGEST_SHARE
 
 
 def plot_run(metrics: Path, picture: Path, title: str) -> None:
