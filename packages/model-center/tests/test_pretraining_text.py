@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 
 from model_center.dataset import DistributedMMapIndexedDataset
 from model_center.model.families import families
-from model_center.recipe.pretrain_configuration import PretrainConfig
+from model_center.recipe.pretrain_configuration import PretrainConfig, PretrainDataOptions, PretrainModelOptions
 from model_center.recipe.pretraining_data import PretrainingData
 from model_center.recipe.pretraining_objectives import make_objective
 from model_center.recipe.pretraining_text import prepare_datasets, prepare_tokenizer, text_files
@@ -43,6 +43,26 @@ def test_files_patterns_and_samples(text: Path, monkeypatch: pytest.MonkeyPatch)
         text_files("other*.txt")
     with pytest.raises(ValueError, match=r"there is no sample 'shakespere', .* did you mean 'shakespeare'"):
         text_files("sample:shakespere")
+
+
+def test_files_whose_paths_look_like_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "exp[1]"
+    (folder / "runs").mkdir(parents=True)
+    for name in ("data[v2].txt", "book_1.txt"):
+        (folder / name).touch()
+    both = sorted(folder.glob("*.txt"))
+    assert text_files(str(folder / "data[v2].txt")) == [folder / "data[v2].txt"]
+    monkeypatch.chdir(folder / "runs")
+    named = {"../data[v2].txt": both[1:], "../book_?.txt": both[:1], "../*.txt": both, "../book_1.txt": both[:1]}
+    data = PretrainDataOptions(path="ids", tokenizer="words")
+    config = PretrainConfig(output="run", model=PretrainModelOptions(name="gpt2-base"), data=data)
+    resolved = {name: replace(config, data=replace(data, text=name)).resolved() for name in named}
+    monkeypatch.chdir("/")
+    for name, files in named.items():
+        text = resolved[name].data.text
+        assert text is not None
+        assert text_files(text) == files
+        assert resolved[name].resolved() == resolved[name]
 
 
 def test_the_sample_is_a_megabyte_of_plays() -> None:

@@ -1,6 +1,7 @@
 """What a run of any kind can be told: documented dataclasses that are also the command's options and its YAML file."""
 
 import difflib
+import glob
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -188,6 +189,17 @@ def to_yaml(config: Any) -> str:
 def absolute(path: str) -> str:
     """Return the same path from any working directory."""
     return str(Path(path).expanduser().resolve())
+
+
+def absolute_pattern(text: str) -> str:
+    """Return a file, or a glob pattern of files, that means the same from any working directory."""
+    path = Path(text).expanduser()
+    if path.is_file() or not glob.has_magic(text):
+        return absolute(text)
+    begins = next(place for place, part in enumerate(path.parts) if glob.has_magic(part))
+    # The folder is no pattern, though its name may look like one.
+    folder = glob.escape(absolute(str(Path(*path.parts[:begins]))))
+    return str(Path(folder, *path.parts[begins:]))
 
 
 def absolute_if_local(name: str) -> str:

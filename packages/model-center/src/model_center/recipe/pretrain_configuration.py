@@ -12,6 +12,7 @@ from .configuration import (
     WandbOptions,
     absolute,
     absolute_if_local,
+    absolute_pattern,
     require,
     require_choice,
     to_yaml,
@@ -243,7 +244,7 @@ class PretrainConfig(OutputOptions):
         """Return a copy that means the same from any working directory: local paths are absolute."""
         text, tokenizer = self.data.text, absolute_if_local(self.data.tokenizer)
         if text is not None and not text.startswith(SAMPLE):
-            text = absolute(text)
+            text = absolute_pattern(text)
         return replace(
             self,
             output=absolute(self.output),

@@ -27,7 +27,10 @@ def text_files(text: str | Sequence[str]) -> list[Path]:
             found.append(sample_path(name.removeprefix(SAMPLE)))
             continue
         pattern = Path(name).expanduser()
-        # Of a pattern, what lies below the root or the working directory; a plain file is its own pattern.
+        if pattern.is_file():  # even if its name looks like a pattern
+            found.append(pattern)
+            continue
+        # Of a pattern, what lies below the root or the working directory.
         matches = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
         if not matches:
             raise ValueError(f"the raw text {name} is no file, and no pattern that fits one")
