@@ -1,12 +1,17 @@
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+from model_center.recipe import run_directory
+from model_center.recipe.commands import error_of_run
 from model_center.recipe.run_directory import check_output, open_run, read_status, replacing
 
 
@@ -36,6 +41,57 @@ def test_a_run_that_is_left_early_is_not_finished(tmp_path: Path) -> None:
         raise RuntimeError("boom")
     assert state(tmp_path / "b") == "failed"
     assert read_status(tmp_path / "b")["error"] == "RuntimeError: boom"
+
+
+def full_disk(*arguments: Any, **options: Any) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+
+def test_a_disk_that_is_full_while_the_best_checkpoint_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk() -> None:
+        with open_run(tmp_path / "run", "") as run:
+            with run.new_last_checkpoint() as directory:
+                for name in ("config.json", "model.safetensors"):
+                    (directory / name).touch()
+            monkeypatch.setattr(shutil, "copyfile", full_disk)
+            run.keep_last_as_best()
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fill_the_disk()
+    told = str(error_of_run(caught.value, "begin again"))
+    assert told == "[Errno 28] No space left on device: 'model.safetensors'; make room there, then begin again"
+    assert state(tmp_path / "run") == "failed"
+    assert [entry.name for entry in (tmp_path / "run" / "checkpoints").iterdir()] == ["last"]
+
+
+def test_the_best_checkpoint_is_a_copy_of_the_last(tmp_path: Path) -> None:
+    with open_run(tmp_path / "run", "") as run:
+        for version in ("old", "new"):
+            with run.new_last_checkpoint() as directory:
+                for name in ("words/vocab.txt", f"{version}.json"):
+                    (directory / name).parent.mkdir(exist_ok=True)
+                    (directory / name).write_text(version)
+            run.keep_last_as_best()
+        for file in run.checkpoint("last").rglob("*.*"):
+            file.write_text("changed later")
+        best = run.checkpoint("best")
+        kept = {str(file.relative_to(best)): file.read_text() for file in best.rglob("*.*")}
+        assert kept == {"words/vocab.txt": "new", "new.json": "new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_error_of_a_run_is_told_even_if_its_status_cannot_be_written(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        monkeypatch.setattr(run_directory, "write_text", full_disk)
+        raise error("boom")
+
+    with pytest.raises(error, match="boom"), open_run(tmp_path / "run", ""):
+        fail()
+    assert state(tmp_path / "run") == "running"
 
 
 def test_output_that_holds_something_is_refused_and_untouched(tmp_path: Path) -> None:

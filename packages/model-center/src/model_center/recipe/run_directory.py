@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -90,7 +90,7 @@ class RunDirectory:
     def keep_last_as_best(self) -> None:
         """Let a copy of the last checkpoint take the best one's place."""
         with replacing(self.checkpoint("best")) as directory:
-            shutil.copytree(self.checkpoint("last"), directory, dirs_exist_ok=True)
+            copy_files(self.checkpoint("last"), directory)
 
     def set_state(self, state: State, **details: Any) -> None:
         """Record the run's state, and whatever else is known about it, in status.json; what is no number is null."""
@@ -243,11 +243,13 @@ def _recorded_run(path: Path, config: str, *, resume: bool) -> Iterator[RunDirec
     write_text(run.config, config)
     try:
         yield run
-    except KeyboardInterrupt:
-        run.set_state("interrupted")
-        raise
     except BaseException as error:
-        run.set_state("failed", error=f"{type(error).__name__}: {error}")
+        # On a disk that is full the status may stay "running"; what ended the run is told all the same.
+        with suppress(OSError):
+            if isinstance(error, KeyboardInterrupt):
+                run.set_state("interrupted")
+            else:
+                run.set_state("failed", error=f"{type(error).__name__}: {error}")
         raise
     run.set_state("finished")
 
@@ -256,6 +258,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file so that readers, and survivors of a crash, see the old or the new text, never a part."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy all that one directory holds into another, which is empty.
+
+    Raises:
+        OSError: that of the first file that cannot be copied. `shutil.copytree` would go on with the others, and raise
+            an error that no longer tells a full disk.
+    """
+    for entry in sorted(source.rglob("*")):
+        copied = target / entry.relative_to(source)
+        if entry.is_dir():
+            copied.mkdir()
+        else:
+            shutil.copy2(entry, copied)
 
 
 @contextmanager
