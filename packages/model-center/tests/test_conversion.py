@@ -260,10 +260,13 @@ def test_no_space_leaves_nothing(
 
 
 def test_norms_that_the_other_side_has_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make_ours("gptj").save_pretrained(tmp_path / "ours")
-    assert "cannot export encoder.layers.0.self_att.layernorm_before_attention.weight and" in failure(
-        capsys, str(tmp_path / "ours"), str(tmp_path / "theirs")
-    )
+    model = make_ours("gptj")
+    with torch.no_grad():
+        model.get_parameter("encoder.layers.1.self_att.layernorm_before_attention.weight")[3] = 0
+    model.save_pretrained(tmp_path / "ours")
+    told = failure(capsys, str(tmp_path / "ours"), str(tmp_path / "theirs"))
+    assert "cannot export encoder.layers.1.ffn.ffn.w_in.w.weight and encoder.layers.1.self_att.layernorm" in told
+    assert "whose weight must not be 0 where the second's is not, but is at 1 of 24 positions, the first of them 3" in told
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 

@@ -20,7 +20,7 @@ from .checkpoint_files import Manifest
 from .random_states import derive_random_states, random_states, restore_random_states
 
 TRAINING_NAME = "training.json"
-_FREE_OPTIONS = ("dropout", "_init_", "dtype", "half")
+_FREE_OPTIONS = ("dropout", "_init_", "dtype", "half", "huggingface_fields")
 """What the names of those model options contain that may change between saving and resuming."""
 _NAMED = 5
 """How many of the weights that do not fit are named; of another model, none may fit."""
