@@ -30,7 +30,7 @@ from .pretraining_job import PretrainingJob, prepare_pretraining
 from .pretraining_resume import open_store, restore
 from .progress import show_progress
 from .report import RunSummary, read_records, summarize, texts_of
-from .run_directory import RunDirectory, open_run
+from .run_directory import Entry, RunDirectory, open_run
 from .stop_signals import stop_signals
 from .wandb_recorder import WeightsAndBiases
 
@@ -97,7 +97,7 @@ def run(config: PretrainConfig, console: Console, *, overwrite: bool, resume: Re
         last = result.validations[-1]
         lines["validation"] = f"loss {last.loss:.4f}, perplexity {last.perplexity:.4g} after {last.step} steps"
     path = result.run.path
-    print_lines(console, lines | {"plot": str(path / "plot.png"), "checkpoints": str(path / "checkpoints")})
+    print_lines(console, lines | {"plot": str(path / Entry.PLOT), "checkpoints": str(path / Entry.CHECKPOINTS)})
     engine.current_engine().shutdown()
     return OK
 
@@ -252,7 +252,7 @@ class Saving:
         validated = job.validations[-1] if job.validations else None
         score = validated.loss if validated is not None and validated.step == job.step else None
         self.store.save(job.state, step=job.step, config=job.config.to_yaml(), score=score)
-        self.pending = Path(job.config.output) / "checkpoints" / step_name(job.step)
+        self.pending = Path(job.config.output) / Entry.CHECKPOINTS / step_name(job.step)
         self.last = monotonic()
 
     def finish(self) -> None:

@@ -17,7 +17,7 @@ from .commands import OK, preparing, print_lines
 from .configuration import ReportConfig
 from .metrics import valid_records
 from .progress import RECENT_STEPS, count, duration, operations
-from .run_directory import RunDirectory, read_status
+from .run_directory import Entry, RunDirectory, read_status
 from .valid_json import valid_json
 
 LAST_SHARE = 50
@@ -265,7 +265,7 @@ def _name(options: Any, fields: Sequence[str]) -> str | None:
 
 def _count_parameters(path: Path) -> int | None:
     """Return the number of weights in the run's newest checkpoint, read from its headers; None if there is none."""
-    checkpoints = sorted((path / "checkpoints").glob("*/model*.safetensors"), key=lambda file: file.stat().st_mtime)
+    checkpoints = sorted((path / Entry.CHECKPOINTS).glob("*/model*.safetensors"), key=lambda file: file.stat().st_mtime)
     if not checkpoints:
         return None
     total = 0
