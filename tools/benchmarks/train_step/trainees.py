@@ -94,7 +94,7 @@ class Theirs:
         self.device, self.family = bmt.current_engine().device, workload.family
         self.config = workload.config(torch.float32)
         theirs = self.config.checked_huggingface()
-        config = AutoConfig.for_model(theirs.pop("model_type"), **theirs, embd_pdrop=0.0, use_cache=False)
+        config = AutoConfig.for_model(theirs.pop("model_type"), **theirs, use_cache=False)
         automatic = {"bert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
         with self.device:
             self.module: Any = automatic.get(workload.family, AutoModelForCausalLM).from_config(

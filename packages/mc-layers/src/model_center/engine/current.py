@@ -152,20 +152,23 @@ def init_distributed(
 
 @cache
 def _accompany_optimizers() -> None:
-    """Lets any optimizer, also one of PyTorch's that is stepped by itself, find gradients as they have to be."""
+    """Lets PyTorch's optimizers, too, find gradients as they have to be, also when they are stepped by themselves."""
     register_optimizer_step_pre_hook(_before_step)
     register_optimizer_step_post_hook(_after_step)
 
 
 def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if getattr(optimizer, "tells_engine", False):  # as ours do
+        return
     engine = current_engine()
     for group in optimizer.param_groups:
         engine.adopt(group["params"])
     engine.before_update()
 
 
-def _after_step(*_: Any) -> None:
-    current_engine().after_update()
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if not getattr(optimizer, "tells_engine", False):
+        current_engine().after_update()
 
 
 def _torch_engine(zero_level: int, **options: Any) -> Engine:

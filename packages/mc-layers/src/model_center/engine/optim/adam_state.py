@@ -46,9 +46,11 @@ class AdamState(torch.optim.Optimizer):
 
     Attributes:
         scaler: The loss scale, which is saved and restored with them.
+        tells_engine: It calls the engine before and after updates, which is else done for an optimizer.
     """
 
     scaler: LossScaler
+    tells_engine = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "scaler": self.scaler}
