@@ -1,12 +1,14 @@
-"""`model-center finetune` in two processes that torchrun starts, against one process."""
+"""`model-center finetune` in two processes, which torchrun starts or which are forked, against one process."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoint_training import exit_codes, start_processes
 from tiny_encoder import write_encoder, write_task
 from tiny_prompts import write_model, write_prompt_task
 
@@ -23,7 +25,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     model = write_encoder(tmp_path / "model", dropout_p=0.0, att_dropout_p=0.0)
     data = write_task(tmp_path / "data", train=96, dev=31)  # an odd number: the processes' shares differ
     inputs = ["--model.name", str(model), "--data.path", str(data), "--data.max_length", "32", "--model.dropout", "0"]
-    compare(tmp_path, data, [*inputs, "--optimizer.learning_rate", "3e-3", "--epochs", "2"], samples=[31, 31])
+    options = ["--optimizer.learning_rate", "3e-3", "--epochs", "2"]
+    compare(tmp_path, data, [*inputs, *options], samples=[31, 31], launch=with_torchrun)
 
 
 def test_two_processes_write_answers_as_one(tmp_path: Path) -> None:
@@ -35,23 +38,36 @@ def test_two_processes_write_answers_as_one(tmp_path: Path) -> None:
     data = write_prompt_task(tmp_path / "data", "SQuAD", train=61, dev=31)
     inputs = ["--model.name", str(model), "--data.path", str(data), "--data.task", "SQuAD", "--data.max_length", "48"]
     options = ["--data.bucket_by_length", "false", "--engine.zero_level", "2", "--optimizer.learning_rate", "1e-2"]
-    compare(tmp_path, data, [*inputs, *options, "--epochs", "3"], samples=[31] * 3)
+    compare(tmp_path, data, [*inputs, *options, "--epochs", "3"], samples=[31] * 3, launch=forked)
 
 
-def compare(folder: Path, data: Path, inputs: list[str], samples: list[int]) -> None:
-    """Train in one process and in two, with the same global batches."""
-    options = ["finetune", *inputs]
-    assert main([*options, "--output", str(folder / "one"), "--data.batch_size", "8"]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    more = ["--data.batch_size", "4", "--output", str(folder / "two")]
+def with_torchrun(words: list[str]) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*launch, "-m", "model_center.recipe", *options, *more],
+        [*launcher, "-m", "model_center.recipe", *words],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dev ") == 2, done.stdout  # in the description of the run, and in its result
+
+
+def forked(words: list[str]) -> None:
+    assert exit_codes(start_processes(command, 2, words)) == [0, 0]
+
+
+def command(words: list[str]) -> None:
+    raise SystemExit(main(words))
+
+
+def compare(
+    folder: Path, data: Path, inputs: list[str], samples: list[int], launch: Callable[[list[str]], None]
+) -> None:
+    """Train in one process and in two, with the same global batches."""
+    options = ["finetune", *inputs]
+    assert main([*options, "--output", str(folder / "one"), "--data.batch_size", "8"]) == 0
+    launch([*options, "--data.batch_size", "4", "--output", str(folder / "two")])
     one, two = folder / "one", folder / "two"
     assert read_status(two)["state"] == "finished"
     for kind, name in (("train", "loss"), ("train", "gradient_norm"), ("evaluation", "loss"), ("evaluation", "score")):
