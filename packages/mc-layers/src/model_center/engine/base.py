@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -135,6 +135,12 @@ class Engine(ABC):
     @abstractmethod
     def before_update(self) -> None:
         """Called before gradients are read for clipping or for a step; an engine may have reductions to wait for."""
+
+    def before_update_of(self, param_groups: Iterable[Mapping[str, Any]]) -> None:
+        """`adopt` and `before_update`, for the parameters of an optimizer's groups."""
+        for group in param_groups:
+            self.adopt(group["params"])
+        self.before_update()
 
     @abstractmethod
     def after_update(self) -> None:

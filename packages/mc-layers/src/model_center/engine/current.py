@@ -158,12 +158,8 @@ def _accompany_optimizers() -> None:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    if getattr(optimizer, "tells_engine", False):  # as ours do
-        return
-    engine = current_engine()
-    for group in optimizer.param_groups:
-        engine.adopt(group["params"])
-    engine.before_update()
+    if not getattr(optimizer, "tells_engine", False):  # as ours do by themselves
+        current_engine().before_update_of(optimizer.param_groups)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -42,9 +42,7 @@ def clip_grad_norm(
             raise ValueError(f"`{name}` must be above 0, but is {value}")
     engine = current_engine()
     groups = list(param_groups)
-    for each in groups:
-        engine.adopt(each["params"])
-    engine.before_update()
+    engine.before_update_of(groups)
     gradients = gradients_of(groups)
     norm = engine.total_norm(gradients, order) / scale
     factor = torch.where(norm.isfinite(), (max_norm / (norm + eps)).clamp(max=1.0), 1.0)

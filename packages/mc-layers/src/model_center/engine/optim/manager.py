@@ -175,10 +175,9 @@ def _step(
     optimizers: Sequence[torch.optim.Optimizer], schedulers: Sequence[Schedule | None], scaler: LossScaler
 ) -> bool:
     engine = current_engine()
-    for group in _groups_of(optimizers):
-        engine.adopt(group["params"])
-    engine.before_update()
-    if scaler.overflows(_groups_of(optimizers)):
+    groups = _groups_of(optimizers)
+    engine.before_update_of(groups)
+    if scaler.overflows(groups):
         scaler.failed()
         for optimizer in optimizers:
             optimizer.zero_grad()
