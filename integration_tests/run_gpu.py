@@ -169,6 +169,7 @@ def gpu_tests() -> list[Path]:
 def machine() -> dict[str, Any]:
     """What the tests ran on."""
     import torch
+    from shared_gpus import VARIABLE
 
     versions = {"python": platform.python_version()}
     for package in (*REPORTED, *(file.parent.name for file in ROOT.glob("packages/*/pyproject.toml"))):
@@ -179,7 +180,7 @@ def machine() -> dict[str, Any]:
         versions["cuda"] = str(torch.version.cuda)
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    sharing = os.environ.get("MODEL_CENTER_PROCESSES_PER_GPU", "1")
+    sharing = os.environ.get(VARIABLE, "1")
     return {"gpus": gpus, "processes_per_gpu": sharing, "versions": versions, "commit": commit.stdout.strip() or None}
 
 
