@@ -25,7 +25,9 @@ WORDS, LENGTH, ROWS = 19, 6, 4
 
 # Processes are forked from one that has imported everything and has no threads.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["model_center.engine.fsdp_engine", "model_center.recipe.pretraining"])
+PROCESSES.set_forkserver_preload(
+    ["model_center.engine.fsdp_engine", "model_center.recipe.pretraining", "torch._dynamo"]
+)
 
 
 def make_state(dtype: torch.dtype = torch.float32, **changes: Any) -> TrainingState:
